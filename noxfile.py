@@ -1,0 +1,125 @@
+"""The workshop: `nox` runs what a change has to pass, `nox -l` lists the rest.
+
+Every session installs the built package, never the source tree, so that what is tested is what is shipped.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+
+import nox
+
+nox.needs_version = ">=2026.2"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["lint", "types", "tests", "docs"]
+nox.options.error_on_missing_interpreters = False
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = [
+    version
+    for version in nox.project.python_versions(PROJECT)
+    if shutil.which(f"python{version}") or version == f"{sys.version_info.major}.{sys.version_info.minor}"
+]
+EXTRAS = ["redis", "starlette", "strands", "tokens"]
+ALL = "serve," + ",".join(EXTRAS)
+
+
+def _install(session: nox.Session, extras: str, *options: str, group: str = "tests") -> None:
+    package = f".[{extras}]" if extras else "."
+    session.install(*options, package, *nox.project.dependency_groups(PROJECT, group))
+
+
+def _pytest(session: nox.Session, *arguments: str, **env: str) -> None:
+    session.run("coverage", "run", "-p", "-m", "pytest", *(session.posargs or arguments), env=env)
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The tests, with every extra."""
+    _install(session, ALL)
+    _pytest(session)
+
+
+@nox.session(python=PYTHONS[-1:])
+@nox.parametrize("loop", ["eager", "uvloop"])
+def loops(session: nox.Session, loop: str) -> None:
+    """The tests of everything that touches the loop, on the other loops."""
+    _install(session, ALL)
+    _pytest(session, "tests/engine", "tests/run", "tests/test_peekable.py", CANCELSTREAM_TEST_LOOP=loop)
+
+
+@nox.session(python=PYTHONS[:1])
+@nox.parametrize("extra", ["", *EXTRAS])
+def extras(session: nox.Session, extra: str) -> None:
+    """The tests without extras, and with each one alone: what is missing skips, and nothing else fails."""
+    _install(session, extra)
+    _pytest(session)
+
+
+@nox.session(python=PYTHONS[:1], venv_backend="uv")
+def lowest(session: nox.Session) -> None:
+    """The tests with the lowest versions that `pyproject.toml` promises."""
+    _install(session, ALL, "--resolution", "lowest-direct")
+    _pytest(session)
+
+
+@nox.session(python=PYTHONS[-1:], venv_backend="uv")
+def newest(session: nox.Session) -> None:
+    """The tests with the newest versions there are, pre-releases included."""
+    _install(session, ALL, "--upgrade", "--prerelease", "allow")
+    _pytest(session)
+
+
+@nox.session(python=PYTHONS[:1])
+def docs(session: nox.Session) -> None:
+    """Every snippet of the README and the guides, run."""
+    _install(session, ALL)
+    session.run("pytest", "README.md", "docs")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Format and lint."""
+    session.install(*nox.project.dependency_groups(PROJECT, "lint"))
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+
+
+@nox.session(python=PYTHONS[:1])
+def types(session: nox.Session) -> None:
+    """Both type checkers over the package, and over the tests that only a checker reads."""
+    session.install("-e", f".[{ALL}]", *nox.project.dependency_groups(PROJECT, "tests", "types"))
+    session.run("pyright")
+    session.run("mypy")
+
+
+@nox.session(python=PYTHONS[:1])
+def demo(session: nox.Session) -> None:
+    """The command, as the README has it."""
+    session.install(".")
+    session.run("cancelstream", "demo")
+
+
+@nox.session(python=PYTHONS[:1])
+def benchmarks(session: nox.Session) -> None:
+    """Every benchmark that needs nothing but this machine; each prints ratios against a peer of the same run."""
+    _install(session, ALL)
+    for name in ("cancel_latency", "per_chunk", "text_stream", "stop_latency"):
+        session.run("python", f"benchmarks/{name}.py")
+
+
+@nox.session(python=PYTHONS[:1])
+def soak(session: nox.Session) -> None:
+    """The long exploration: at least 100,000 interleavings, the faults it must find, the heavy web faults."""
+    _install(session, ALL)
+    session.run("pytest", "-m", "soak", "--timeout", "1800", *session.posargs, env=dict(os.environ))
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Combine what the other sessions covered, and fail under 100 %."""
+    session.install("coverage[toml]")
+    session.run("coverage", "combine")
+    session.run("coverage", "report", "--fail-under", "100")
