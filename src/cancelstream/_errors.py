@@ -1,0 +1,72 @@
+"""The errors that cancelstream raises itself.
+
+Errors of openai, pydantic-ai and the transports pass through unchanged, and our own cancel never raises::
+
+    CancelStreamError
+    ├── IncompleteHistoryError       a cut answer was about to be sent as history (also a ValueError)
+    ├── IncompleteOutputError        an output was asked of a stream that was cut
+    └── CancellationUnsupported      this stream cannot be stopped (also a NotImplementedError)
+
+A wrong argument is the caller's mistake and raises a plain `TypeError` or `ValueError`.
+"""
+
+from __future__ import annotations
+
+__all__ = (
+    "CancelStreamError",
+    "CancellationUnsupported",
+    "IncompleteHistoryError",
+    "IncompleteOutputError",
+)
+
+
+class CancelStreamError(Exception):
+    """The base of every error that cancelstream raises itself."""
+
+
+class IncompleteHistoryError(CancelStreamError, ValueError):
+    """A message history holds an answer that was cut, and would have been sent as if it were whole.
+
+    Raised before any request is made. `salvage(messages)` makes such a history usable.
+
+    Attributes:
+        index: Where the incomplete message stands in the history.
+        state: Its state, `'interrupted'` or `'incomplete'`.
+        reason: Why it was cut, where that is known; it may come from a stranger.
+    """
+
+    def __init__(self, index: int, state: str, reason: str | None) -> None:
+        self.index = index
+        self.state = state
+        self.reason = reason
+        because = "" if reason is None else f" (reason {reason!r})"
+        super().__init__(
+            f"message {index} of the history is {state!r}{because}: it was cut short, by a cancel, a `break`, "
+            "a timeout, a crash or a usage limit, and must not be sent as a whole answer. Pass "
+            "`salvage(messages)` instead, drop the message, or set `Cancellable(history='salvage')`."
+        )
+
+    def __reduce__(self) -> tuple[type[IncompleteHistoryError], tuple[int, str, str | None]]:
+        return type(self), (self.index, self.state, self.reason)
+
+
+class IncompleteOutputError(CancelStreamError):
+    """An output was asked of a run that was cut before it had one.
+
+    Attributes:
+        reason: Why the run was cut: its `cancel_reason`.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"the run was cut before it had an output (reason {reason!r}). What arrived is in `response` and "
+            "`all_messages()`; `salvage(all_messages())` makes it usable as history."
+        )
+
+    def __reduce__(self) -> tuple[type[IncompleteOutputError], tuple[str]]:
+        return type(self), (self.reason,)
+
+
+class CancellationUnsupported(CancelStreamError, NotImplementedError):
+    """This stream cannot be stopped: nothing was changed, and it goes on."""

@@ -1,0 +1,55 @@
+"""What every test is held to: nothing it started outlives it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import os
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import pytest_asyncio
+
+
+def _eager_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined, unused-ignore]
+    return loop
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop that CANCELSTREAM_TEST_LOOP names: asyncio (the default), eager (Python 3.12) or uvloop."""
+    match os.environ.get("CANCELSTREAM_TEST_LOOP", "asyncio"):
+        case "eager":
+            return {"eager": _eager_loop}
+        case "uvloop":
+            import uvloop
+
+            return {"uvloop": uvloop.new_event_loop}
+        case _:
+            return {"asyncio": asyncio.new_event_loop}
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Hold every async test, and only those, to `nothing_is_left_running`."""
+    if inspect.iscoroutinefunction(getattr(item, "function", None)):
+        item.fixturenames.insert(0, "nothing_is_left_running")  # type: ignore[attr-defined]
+
+
+@pytest_asyncio.fixture
+async def nothing_is_left_running() -> AsyncIterator[None]:
+    """Fail a test that leaves a task behind; what it leaves open warns, and warnings are errors."""
+    before = asyncio.all_tasks()
+    yield
+    gc.collect(1)  # what the test made is young; the imports are not looked at again after every test
+    # What was only just closed may need a few turns of the loop to be gone.
+    for _ in range(50):
+        left = {task for task in asyncio.all_tasks() - before if task is not asyncio.current_task()}
+        if not left:
+            return
+        await asyncio.sleep(0)
+    _, left = await asyncio.wait(left, timeout=2)
+    assert not left, f"left running: {left}"
