@@ -1,0 +1,361 @@
+"""A single-pass stream that can be looked into, interrupted and closed: what everything else rests on.
+
+A pull is driven by hand (`_pull`), so that `cancel()` can end it by cancelling the future it waits on. `cancel()`
+itself only marks the stream and has the loop do the rest (`call_soon_threadsafe`), which is why it may be called from
+any thread and from a signal handler. Closing is done by a finisher (`_finisher.py`).
+
+The path of a chunk is `__anext__`: `_next` is the source's bound `__anext__` while the stream simply runs, and
+`None` whenever there is anything to look at. Whoever marks a stream sets `stopping` first and clears `_next` second,
+and whoever sets `_next` looks at `stopping` afterwards, so no mark is missed.
+
+Known limits. It runs on asyncio; trio has cancel scopes. A stream belongs to the loop that it was made in, or first
+used in. If that loop is stopped for good, not closed, whoever waits for a close on another loop waits on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+import types
+import warnings
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final, Generic, NoReturn, Self, TypeVar, cast
+
+import anyio
+
+from .. import _transport
+from .._closing import DONE, Closing, Latch
+from .._pull import DEADLINE, Pull
+from .._state import Event, Life, State
+from ._finisher import Finisher, closer
+
+__all__ = ("PeekableAsyncStream",)
+
+T = TypeVar("T")
+
+_EMPTY: Any = object()
+_PACKAGE: Final = str(Path(__file__).parent.parent)
+
+
+class PeekableAsyncStream(Generic[T]):
+    """Iterates a source once, and ends at once when `cancel()` is called: our own cancel never raises here.
+
+    Use it as `async with PeekableAsyncStream(source) as stream`, so that leaving the block closes the source. A
+    second loop goes on where the first stopped. One task pulls at a time; another one waits for its turn.
+
+    Args:
+        source: Any asynchronous iterable. Its `aclose()` or `close()`, if it has one, is called in the end, and its
+            `response`, if it is an HTTP response, is closed first.
+
+    Raises:
+        TypeError: The source is not asynchronous.
+        RuntimeError: Made under trio.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_closed",
+        "_ended",
+        "_finisher",
+        "_iterator",
+        "_late",
+        "_life",
+        "_loop",
+        "_made_at",
+        "_next",
+        "_peeked",
+        "_pull",
+        "_unread",
+        "source",
+    )
+
+    def __init__(self, source: AsyncIterable[T]) -> None:
+        self._ended = True  # nothing to close until we are sure of the source
+        if not hasattr(source, "__aiter__"):
+            if hasattr(source, "__iter__"):
+                raise TypeError(
+                    f"{source!r} is a synchronous stream: use `cancelstream.sync.CancellableStream` for it, or "
+                    "pass the stream of an asynchronous client (`AsyncOpenAI`)"
+                )
+            raise TypeError(f"{source!r} is not an asynchronous iterable: it has no `__aiter__`")
+        self.source = source
+        self._late: list[T] = []
+        """What was received and not handed out, because the stream was stopped first."""
+        self._life = Life()
+        self._pull = Pull(self._late.append, _transport.find)
+        self._closed = Latch()
+        self._iterator: AsyncIterator[T] | None = None
+        self._next: Callable[[], Coroutine[Any, Any, T]] | None = None
+        self._peeked: T = _EMPTY
+        self._finisher: Finisher | None = None
+        self._unread: bool | None = None  # whether telling the server lost data; None until it was told
+        # Made outside a loop, it is bound where it is first used.
+        self._loop = _running_loop()
+        self._made_at = _made_at(self._loop)
+        self._ended = False
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel()` ended it. Not so if it had ended before, was closed, or its task was cancelled."""
+        return self._life.state is State.INTERRUPTED
+
+    @property
+    def _lost(self) -> bool:
+        """Closing lost data that had arrived, or may have; known when it is closed."""
+        return self._finisher is not None and self._finisher.lost
+
+    # Pulling ------------------------------------------------------------------------------------------------
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        pull_next = self._next
+        if pull_next is None:
+            return await self._next_slowly()
+        try:
+            awaitable = pull_next()
+            waits_on = awaitable.send(None)
+        except StopIteration as done:
+            # The usual case in a burst: it ended without suspending.
+            if self._next is None:
+                self._come_late(done.value)
+            item: T = done.value
+            return item
+        except BaseException as error:
+            if self._ended_quietly(error):
+                raise StopAsyncIteration from None
+            raise
+        self._next = None  # another reader waits for its turn
+        try:
+            value = await self._pull.drive(awaitable, waits_on)
+        except BaseException as error:
+            if self._ended_quietly(error):
+                raise StopAsyncIteration from None
+            raise
+        self._next = pull_next
+        if self._pull.stopping:
+            self._come_late(value)
+        return value
+
+    async def peek(self) -> T:
+        """Return the next item without taking it; waits for it.
+
+        Raises:
+            anyio.EndOfStream: There is none: the source ended, or the stream was cancelled or closed.
+        """
+        if self._peeked is _EMPTY:
+            try:
+                item = await self.__anext__()
+            except StopAsyncIteration:
+                raise anyio.EndOfStream from None
+            self._peeked = item
+            self._next = None  # the next pull has this to look at
+        if self._pull.stopping:
+            raise anyio.EndOfStream
+        return self._peeked
+
+    async def is_exhausted(self) -> bool:
+        """Whether no item will come any more; waits for the next one to know it, and keeps it."""
+        try:
+            await self.peek()
+        except anyio.EndOfStream:
+            return True
+        return False
+
+    async def _next_slowly(self) -> T:
+        while True:
+            if self._pull.stopping or self._ended:
+                self._bind()
+                raise StopAsyncIteration
+            if self._peeked is not _EMPTY:
+                item, self._peeked = self._peeked, _EMPTY
+                self._go_on()
+                return item
+            if self._pull.task is None:
+                break
+            if self._inside():
+                raise RuntimeError("this task is already waiting for the next item of this stream")
+            await self._pull.idle()
+        if self._iterator is None:
+            self._bind()
+            try:
+                self._iterator = _coroutines(aiter(self.source))
+            except BaseException as error:
+                self._ended_quietly(error)
+                raise
+        self._go_on()
+        return await self.__anext__()
+
+    def _go_on(self) -> None:
+        if self._iterator is not None:
+            self._next = cast("Callable[[], Coroutine[Any, Any, T]]", self._iterator.__anext__)
+        if self._pull.stopping:  # from another thread, just now: it clears after it marks
+            self._next = None
+
+    def _come_late(self, item: T) -> NoReturn:
+        self._next = None
+        self._late.append(item)
+        raise StopAsyncIteration
+
+    def _ended_quietly(self, error: BaseException) -> bool:
+        """The source has ended with this: say whether the consumer's loop just ends."""
+        self._ended = True
+        self._next = None
+        if isinstance(error, StopAsyncIteration):
+            self._life.apply(Event.END)
+            return True
+        if self._pull.stopping and isinstance(error, Exception):
+            return True  # ours, or what our closing made of it
+        # It failed, or the consumer is being cancelled: perhaps nobody comes back to close it.
+        self._life.apply(Event.ERROR)
+        self._stop()
+        return False
+
+    # Stopping -----------------------------------------------------------------------------------------------
+
+    def cancel(self) -> Closing:
+        """Stop: a pending pull ends, and none that starts later yields anything.
+
+        Plain, idempotent, and nothing after the end; from any task, thread or signal handler. It takes no lock.
+        A pull that another thread is just handing over may still arrive.
+
+        Returns:
+            May be dropped. Awaiting it, from any loop, waits until the source is closed.
+        """
+        if self._life.apply(Event.CANCEL):
+            self._stop()
+        elif self._ended and not self._pull.stopping:
+            return Closing(DONE)
+        return Closing(self._closed, self._need_not_wait)
+
+    async def close(self) -> None:
+        """Stop and wait until the source is closed, at most `DEADLINE` seconds; idempotent, on any loop.
+
+        Called from inside the stream's own pull it returns at once.
+        """
+        self._life.apply(Event.LEAVE)
+        self._stop()
+        if not self._need_not_wait():
+            # The finisher has a deadline; this one is for a loop of another thread that has stopped.
+            with anyio.move_on_after(2 * DEADLINE, shield=True):
+                await self._closed.wait()
+
+    aclose = close
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __del__(self) -> None:
+        if self._ended or self._pull.stopping:
+            return
+        self._life.apply(Event.LEAVE)
+        self._stop()  # the finisher keeps us until it is done
+        made = "" if self._made_at is None else f", made at {self._made_at}"
+        warnings.warn(
+            f"a stream was dropped without being closed{made}: use `async with`, or `await stream.close()`",
+            ResourceWarning,
+            stacklevel=2,
+            source=self,
+        )
+
+    def _stop(self) -> None:
+        """Mark it, and have the loop do the rest; any thread."""
+        self._pull.stopping = True
+        self._next = None
+        loop = self._loop
+        if loop is None:
+            return  # never used in a loop: whoever awaits the closing, or pulls, binds it
+        if not self._ended and loop is _running_loop():
+            # On the reader's own thread an HTTP/1.1 server can be told within this call, before any turn of the loop.
+            self._unread = _transport.cut(getattr(self.source, "response", None))
+        try:
+            loop.call_soon_threadsafe(self._finish_soon)
+        except RuntimeError:  # the loop is closed: nothing is left that could read or close
+            self._closed.set()
+
+    def _inside(self) -> bool:
+        """Whether the caller runs inside our own pull or closing, so that waiting for us would never end."""
+        if self._loop is not _running_loop():
+            return False
+        if self._pull.task is None and getattr(self._iterator, "ag_running", False):
+            return True  # a generator that runs and is not suspended: it is what calls us
+        return asyncio.current_task() in (self._pull.task, None if self._finisher is None else self._finisher.task)
+
+    def _need_not_wait(self) -> bool:
+        self._bind()
+        return self._inside()
+
+    def _bind(self) -> None:
+        if self._loop is None:
+            self._loop = _running_loop()
+            if self._pull.stopping:
+                self._stop()
+
+    def _finish_soon(self) -> None:
+        """Begin to close; on the stream's own loop."""
+        if self._finisher is None:
+            if self._peeked is not _EMPTY:
+                self._late.append(self._peeked)
+                self._peeked = _EMPTY
+            self._finisher = Finisher(self.source, self._iterator, self._pull, lambda: self._ended, self._late)
+            complete = self._life.state is State.COMPLETE
+            self._finisher.start(self._closed, complete=complete, unread=self._unread)
+
+
+class _Coroutines(Generic[T]):
+    """Gives an iterator whose `__anext__` returns another awaitable one that returns coroutines."""
+
+    __slots__ = ("_iterator",)
+
+    def __init__(self, iterator: AsyncIterator[T]) -> None:
+        self._iterator = iterator
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        return await self._iterator.__anext__()
+
+    async def aclose(self) -> None:
+        closing = closer(self._iterator)()
+        if closing is not None:
+            await closing
+
+
+def _coroutines(iterator: AsyncIterator[T]) -> AsyncIterator[T]:
+    if inspect.isasyncgen(iterator) or inspect.iscoroutinefunction(iterator.__anext__):
+        return iterator
+    return _Coroutines(iterator)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_task():
+        raise RuntimeError(
+            "cancelstream runs on asyncio, and this is trio: use `trio.CancelScope` to stop a stream there"
+        )
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _made_at(loop: asyncio.AbstractEventLoop | None) -> str | None:
+    """The line outside this package that made the stream; looked up in debug mode only."""
+    if not (sys.flags.dev_mode if loop is None else loop.get_debug()):
+        return None
+    frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}, in {frame.f_code.co_name}"

@@ -1,0 +1,88 @@
+"""`Interruptible`: the driver for what is no stream, with a `cancel()` for any thread and a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import current_task
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from ._deadline import Deadline
+from ._driver import Interrupted, Pull
+
+__all__ = ("Interruptible",)
+
+T = TypeVar("T")
+
+
+class Interruptible:
+    """Runs one awaitable after another in the current task, so that `cancel()` can interrupt it from any thread.
+
+    For what has no stream yet, or is not one: `create()` that waits for headers, a request context being entered, a
+    pull through layers that are not ours.
+    """
+
+    __slots__ = ("_loop", "_pull", "_timer")
+
+    def __init__(self) -> None:
+        self._pull = Pull(_drop)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: Deadline | None = None
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel()` was called."""
+        return self._pull.stopping
+
+    def inside(self) -> bool:
+        """Whether the caller runs in the task whose awaitable is suspended here."""
+        task = self._pull.task
+        return task is not None and task is current_task()
+
+    async def run(self, awaitable: Awaitable[T], discard: Callable[[T], object] | None = None) -> T:
+        """Await it, and end early when `cancel()` is called.
+
+        A result that arrives although `cancel()` was called is returned: look at `cancelled`.
+
+        Args:
+            awaitable: What to wait for. A coroutine is closed unstarted if `cancel()` came before.
+            discard: Is given a result that cannot be returned, because somebody else cancelled the task.
+
+        Raises:
+            Interrupted: It ended because of `cancel()`.
+            CancelledError: Somebody else cancelled the task, whether or not we did too.
+        """
+        pull = self._pull
+        self._loop = asyncio.get_running_loop()  # first, and look second: cancel() does it the other way round
+        if pull.stopping:
+            close = getattr(awaitable, "close", None)
+            if close is not None:
+                close()
+            await asyncio.sleep(0)  # a cancellation of the task's own, if one is pending, comes first
+            raise Interrupted
+        pull.discard = discard or _drop
+        try:
+            return await pull.run(awaitable)
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def cancel(self) -> None:
+        """Interrupt what runs, and refuse what would run later; idempotent, from any thread or signal handler."""
+        self._pull.stopping = True
+        loop = self._loop
+        if loop is not None:
+            with suppress(RuntimeError):  # that loop is closed: nothing can be running in it
+                loop.call_soon_threadsafe(self._interrupt, loop)
+
+    def _interrupt(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._pull.task is not None:
+            if self._timer is None:
+                self._timer = Deadline(loop, self._pull.abandon)
+            self._pull.interrupt()
+
+
+def _drop(_value: Any) -> None:
+    """Nothing has to be done with a result that nobody wants."""
