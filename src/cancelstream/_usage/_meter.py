@@ -1,0 +1,341 @@
+"""One response's meter: fed with every event, asked for its usage at any time, settled once at the end.
+
+Feeding must cost next to nothing, so it appends a delta's text to a list; all else is worked out when the usage is
+read. Nothing here awaits, touches a network or waits for a tokenizer, and nothing raises out of a feed.
+
+What counts: the provider's own numbers win, field by field. Before the answer's end they are taken for the whole only
+if they account for every delta that arrived, so a count that came early, or Anthropic's opening placeholder, is not
+passed off as one. Everything else is an estimate (`_input.py`, `_output.py`), made when it is asked for. The request is
+counted once; the answer's estimate never goes down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, Self
+
+from openai.types.chat import ChatCompletionChunk
+from pydantic_ai.messages import (
+    ModelMessage,
+    ModelResponsePart,
+    PartDeltaEvent,
+    PartStartEvent,
+    ThinkingPartDelta,
+    ToolCallPartDelta,
+)
+from pydantic_ai.models import ModelRequestParameters
+from pydantic_ai.settings import ModelSettings
+from pydantic_ai.usage import RequestUsage
+
+from .. import _tokens
+from ._chunks import Reader
+from ._count import NOTHING, Count, UsageRecord, bare_url
+from ._delivered import Delivered
+from ._families import UNKNOWN, Family, family_of
+from ._input import count_prompt
+from ._objects import ResponseUsage, fill
+from ._output import Answer, count_answer
+from ._prompt import Api, Prompt, from_chat, from_responses
+from ._prompt_messages import from_messages
+from ._reported import NONE, Reported, from_usage
+
+__all__ = ("Meter", "prepare")
+
+
+def prepare(model: str | None) -> None:
+    """Start loading the tokenizer for a model in the background, unless it is loaded. Returns at once.
+
+    The sooner the better: a program that wraps its models before its event loop runs has it loaded by then, and its
+    loop never notices.
+    """
+    _tokens.preload(family_of(model).vocabulary)
+
+
+class Meter:
+    """Counts one response while it streams; not shared between responses.
+
+    `feed_event`, `feed_chunk`, `late`, `lost` and `settle` are for whoever pulls; `usage` may be read from any thread.
+
+    Args:
+        model: The model's name, which says how its tokens are counted.
+        provider: The provider's name, to price them.
+        provider_url: The provider's base URL, to price them.
+        read: Makes the `Prompt` of what was sent; called at most once, and only if the request has to be estimated.
+        api: Which of OpenAI's interfaces the request goes through, if any.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str | None,
+        provider: str | None,
+        provider_url: str | None,
+        read: Callable[[], Prompt] | None = None,
+        api: Api | None = None,
+    ) -> None:
+        self._model = model
+        self._provider = provider
+        self._provider_url = bare_url(provider_url)
+        self._read_prompt = read
+        self._api: Api | None = api
+        self._prompt: Prompt | None = None
+        self._input: Count | None = None
+        self._seen = Delivered()
+        self._text = self._seen.text
+        self._reader = Reader(self._seen)
+        self._parts: Sequence[ModelResponsePart] = ()
+        self._answer: Answer | None = None
+        self._answer_at: object = None
+        self._reported = NONE
+        self._finish_reason: str | None = None
+        self._usage = ResponseUsage()
+        self._sent = self._ended = self._is_late = self._lost = self._settled = False
+
+    @classmethod
+    def for_pydantic_ai(
+        cls,
+        *,
+        model_name: str | None,
+        provider_name: str | None,
+        provider_url: str | None,
+        messages: Sequence[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+        api: Api | None = None,
+    ) -> Self:
+        """A meter for a request of pydantic-ai; keeps references, and counts the request only if it has to."""
+        read = partial(from_messages, messages, model_settings, model_request_parameters)
+        return cls(model=model_name, provider=provider_name, provider_url=provider_url, read=read, api=api)
+
+    @classmethod
+    def for_openai(
+        cls, request: Mapping[str, Any] | None, *, api: Api, model: str | None = None, url: str | None = None
+    ) -> Self:
+        """A meter for a raw OpenAI request body; without one the request's own size stays unknown."""
+        if model is None and request is not None and isinstance(name := request.get("model"), str):
+            model = name
+        build = from_chat if api == "openai-chat" else from_responses
+        read = None if request is None else partial(build, request)
+        return cls(model=model, provider=None, provider_url=url, read=read, api=api)
+
+    def sent(self) -> None:
+        """The request went out: from here on it counts, and a tokenizer is loaded, unless one is, in the background."""
+        self._sent = True
+        prepare(self._model)
+
+    # --- feeding ----------------------------------------------------------------------------------------------
+
+    def feed_event(self, event: Any) -> None:
+        """Count what one pydantic-ai stream event carries."""
+        # Asked for by name, which is faster than asking for a type: this is what happens for every token.
+        try:
+            delta = event.delta
+            if delta.part_delta_kind == "text":
+                if delta.content_delta:
+                    self._text.append(delta.content_delta)
+                return
+        except AttributeError:
+            pass
+        self._feed_other(event)
+
+    def _feed_other(self, event: object) -> None:
+        if isinstance(event, PartStartEvent):
+            self._seen.part(event.index, event.part)
+        elif isinstance(event, PartDeltaEvent):
+            delta = event.delta
+            if isinstance(delta, ToolCallPartDelta):
+                self._seen.call(event.index, delta.tool_name_delta, delta.args_delta)
+            elif isinstance(delta, ThinkingPartDelta):
+                if delta.content_delta:
+                    self._seen.thinking.append(delta.content_delta)
+                elif delta.signature_delta and not self._seen.thinking:
+                    self._seen.sealed = True
+
+    def feed_chunk(self, chunk: object) -> None:
+        """Count what one raw chunk or event of OpenAI's SDK carries, as an object or as a `dict`."""
+        # A token of text and nothing else, which is what nearly every chunk is. Its fields are read past pydantic's
+        # `__getattr__`, which takes longer than all the rest.
+        try:
+            if type(chunk) is ChatCompletionChunk:
+                fields = chunk.__dict__
+                (choice,) = fields["choices"]
+                choice = choice.__dict__
+                delta = choice["delta"].__dict__
+                if fields["usage"] is None and delta["tool_calls"] is None and not choice["index"]:
+                    content = delta["content"]
+                    if content and type(content) is str:
+                        self._text.append(content)
+                        return
+        except Exception:  # noqa: BLE001, S110 - it has several choices, or none, or is nonsense
+            pass
+        # Whatever a stranger's server sent, counting it must not end the stream.
+        with suppress(Exception):
+            self._reader.read(chunk)
+
+    def feed_first(self, chunk: object) -> Callable[[str], object]:
+        """Count a raw chunk, and return what counts the text of each later chunk that does nothing but carry it on."""
+        before = self._seen.sizes()
+        self.feed_chunk(chunk)
+        return self._seen.grown(before)
+
+    def late(self, items: Iterable[object]) -> None:
+        """Count what had arrived when the stream was cancelled but was never handed out: events or raw chunks."""
+        for item in items:
+            self._is_late = True
+            if isinstance(item, PartDeltaEvent | PartStartEvent):
+                self.feed_event(item)
+            else:
+                self.feed_chunk(item)
+
+    def lost(self) -> None:
+        """Closing threw away data that had arrived: there was more than was counted, nobody knows how much."""
+        self._lost = True
+
+    def observe(self, *, reported: RequestUsage | None, finish_reason: str | None = None) -> None:
+        """Note the wrapped stream's own usage as it stands now, for whoever reads `usage` before the end.
+
+        Args:
+            reported: The usage of the wrapped stream, whatever it holds; what nobody reported is told apart here.
+            finish_reason: The provider's, where one came: what was reported with it is final.
+        """
+        if not self._settled:
+            self._reported, self._finish_reason = from_usage(reported), finish_reason
+
+    def settle(
+        self,
+        *,
+        parts: Sequence[ModelResponsePart] = (),
+        reported: RequestUsage | None = None,
+        ended: bool,
+        finish_reason: str | None = None,
+    ) -> None:
+        """The stream is over: bring the usage to its final state. Only the first call counts.
+
+        Args:
+            parts: What was delivered, in whole parts: less to put together than its deltas.
+            reported: As for `observe()`; `None` for a raw stream, whose chunks have said it.
+            ended: Whether the stream came to its natural end.
+            finish_reason: As for `observe()`.
+        """
+        if self._settled:
+            return
+        self.observe(reported=reported, finish_reason=finish_reason)
+        self._ended = ended
+        self._parts = parts
+        _ = self.usage
+        self._settled = True
+        # What was only kept to be counted is not needed any more.
+        self._seen, self._text, self._parts, self._read_prompt, self._prompt = Delivered(), [], (), None, None
+
+    # --- reading ----------------------------------------------------------------------------------------------
+
+    @property
+    def usage(self) -> ResponseUsage:
+        """The usage so far: one object for the life of the meter, brought up to date on each read."""
+        if not self._settled:
+            reported = self._known()
+            fill(self._usage, self._record(reported), reported, sent=self._sent)
+        return self._usage
+
+    def _known(self) -> Reported:
+        """What the provider reported: through the wrapped stream, or in the raw chunks."""
+        return self._reader.reported if self._reported is NONE else self._reported
+
+    def _record(self, reported: Reported) -> UsageRecord:
+        if not self._sent:
+            return UsageRecord(NOTHING, NOTHING, NOTHING, NOTHING)
+        asked = self._asked() if reported.input is None else Count.reported(reported.input)
+        if (method := self._whole(reported)) is not None:
+            output = Count.reported(reported.output or 0, method)
+            reasoning, hidden = Count.reported(reported.reasoning or 0, method), False
+        else:
+            answer = self._estimate()
+            output, reasoning, hidden = answer.output, answer.reasoning, answer.hidden
+            if reported.output is not None and not self._opens_with_placeholder():
+                output = output.at_least(reported.output)
+        if reported.cached is not None and reported.input is not None:
+            cached = Count.reported(reported.cached)
+        else:
+            cached = Count.unknown(0, asked.high)
+        both = reported.input is not None and method is not None
+        return UsageRecord(
+            asked,
+            output,
+            cached,
+            reasoning,
+            complete=self._ended,
+            hidden_reasoning=hidden,
+            others=tuple((name, amount) for name, amount in reported.others if amount),
+            model=self._model,
+            provider=self._provider,
+            provider_url=self._provider_url,
+            cost=reported.cost if both else None,
+        )
+
+    def _whole(self, reported: Reported) -> str | None:
+        """How the provider reported the whole output, or `None` where what it reported is not the whole."""
+        if reported.output is None:
+            return None
+        if self._said_all():
+            return "usage_event"
+        if self._opens_with_placeholder():
+            return None
+        # It was reported while the answer was still coming: the whole if no delta came after it.
+        if reported is self._reader.reported:
+            return "continuous" if self._reader.reported_at == self._seen.deltas else None
+        return "continuous" if reported.output >= self._seen.deltas else None
+
+    def _said_all(self) -> bool:
+        """Whether the model came to the end of its answer, even if the stream did not."""
+        return self._ended or (self._finish_reason or self._reader.finish_reason) is not None
+
+    def _opens_with_placeholder(self) -> bool:
+        """Whether an early output count is none: Anthropic's means nothing until the finish reason comes."""
+        return self._provider == "anthropic" or self._family().claude
+
+    def _asked(self) -> Count:
+        """The request, estimated once."""
+        if self._input is None:
+            prompt = self._read()
+            try:
+                counted = None if prompt is None else count_prompt(prompt, self._family(), self._api)
+            except Exception:  # noqa: BLE001 - a request too strange to count has no value, and is no error
+                counted = None
+            self._input = counted or Count.unknown()
+        return self._input
+
+    def _estimate(self) -> Answer:
+        """The answer, estimated again if more of it has arrived."""
+        deltas = self._seen.deltas
+        ended = self._said_all()
+        seen = self._seen
+        state = (deltas, len(seen.calls), len(seen.natives), seen.sealed, ended, self._lost)
+        if self._answer is None or state != self._answer_at:
+            answer = count_answer(
+                seen if self._is_late or not self._parts else seen.in_whole_parts(self._parts),
+                deltas=deltas,
+                family=self._family(),
+                prompt=self._read(),
+                api=self._api,
+                thinking=self._reader.thinking,
+                ended=ended,
+                lost=self._lost,
+            )
+            self._answer = answer if self._answer is None else answer.not_below(self._answer)
+            self._answer_at = state
+        return self._answer
+
+    def _family(self) -> Family:
+        family = family_of(self._model)
+        # A deployment may have any name; the chunks say which model it is.
+        return family if family is not UNKNOWN or self._reader.model is None else family_of(self._reader.model)
+
+    def _read(self) -> Prompt | None:
+        if self._prompt is None and self._read_prompt is not None:
+            try:
+                self._prompt = self._read_prompt()
+            except Exception:  # noqa: BLE001 - as above
+                self._read_prompt = None
+        return self._prompt

@@ -1,0 +1,193 @@
+"""How many tokens an answer is, from what of it arrived.
+
+Two things are known of an answer that its provider has not counted: how many deltas it came in, each of them one token
+at least, and its text. Where the two agree the deltas are the tokens, and the count is good to a token; where a host
+sends several tokens to a delta, the text is counted. Calls of functions have tokens around them that do not stream,
+and so has the end of an answer; those are added once the call, or the answer, is whole.
+
+What is counted is what was *delivered*. Reasoning that nobody was shown has no value here, only a lower bound, and
+neither has an answer in which the provider's own tools took part.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Final, cast
+
+from ._count import Count
+from ._delivered import Delivered
+from ._families import NO_TOKENS, Family, Tokens
+from ._prompt import Api, Prompt
+
+__all__ = ("Answer", "count_answer")
+
+_CALL: Final = 7
+"""Tokens around an OpenAI function call in the chat API; one more in the Responses API. Of 77 recorded, 76 agree."""
+
+_FURTHER_CALL: Final = 20
+"""Tokens around each further call made in parallel: 9 to 26 in the recordings."""
+
+_PARAMETER: Final = 13
+"""Tokens around each argument of a call of Claude's, which are not written as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The counts of an answer, and whether there may be reasoning that it does not show."""
+
+    output: Count
+    reasoning: Count
+    hidden: bool
+
+    def not_below(self, before: Answer) -> Answer:
+        """This answer, but not below an earlier estimate of it: a tokenizer loaded in between may count fewer."""
+        if before.output.plain <= self.output.plain:
+            return self
+        return replace(self, output=self.output.at_least(before.output.low, before.output.value))
+
+
+_NO_REASONING: Final = Count.estimated(0, 0, 0, "none_shown")
+
+
+def count_answer(
+    seen: Delivered,
+    *,
+    deltas: int,
+    family: Family,
+    prompt: Prompt | None = None,
+    api: Api | None = None,
+    thinking: bool | None = None,
+    ended: bool = False,
+    lost: bool = False,
+) -> Answer:
+    """Estimate an answer that its provider has not counted.
+
+    Args:
+        seen: What arrived.
+        deltas: In how many pieces it arrived.
+        family: Whose answer it is.
+        prompt: What was asked, where that is known.
+        api: Which of OpenAI's interfaces it came through.
+        thinking: Whether the provider said that the model reasons, if it did.
+        ended: Whether it came to its natural end.
+        lost: Whether more of it had arrived than could be read.
+    """
+    whole = family.count(seen.text[0] if len(seen.text) == 1 else "".join(seen.text))
+    reasoned = NO_TOKENS
+    if seen.choices:
+        whole = sum((family.count("".join(choice)) for choice in seen.choices.values()), whole)
+    if seen.thinking and family.thinking == "counted":
+        reasoned = family.count("".join(seen.thinking))
+        whole += reasoned
+    if not seen.calls:
+        whole = _reconciled(whole, deltas)
+    else:
+        pieces = sum(len(call) - 1 for call in seen.calls.values())
+        whole = _reconciled(whole, deltas - pieces) + _calls(seen, family, prompt, api)
+    if ended and (seen.text or not seen.calls):
+        whole += _ending(seen, family, prompt, api)
+    asked = prompt.thinking if prompt is not None and prompt.thinking is not None else thinking
+    hidden = _hides(seen, family, asked)
+    limit = prompt.limit if prompt is not None else None
+    method = whole.method or "nothing_arrived"
+    if hidden or seen.natives:
+        # Of what the provider's own tools made, the text that arrived may not even be billed as output.
+        low = round(min(deltas, whole.low)) if seen.natives else int(whole.low)
+        return Answer(Count.unknown(low, limit, method), Count.unknown(0, limit), hidden)
+    value, low, high = round(whole.value), int(whole.low), ceil(whole.high)  # in order, since these are
+    if lost or not family.name or not (deltas or ended):
+        # More had arrived, or nobody knows the model, or nothing came at all: nothing bounds it but the limit.
+        most = None if limit is None else max(value, limit)
+    else:
+        most = high if limit is None else max(value, min(high, limit))
+    output = Count(value, low, most, "estimated", method)
+    if reasoned is NO_TOKENS:
+        return Answer(output, _NO_REASONING, False)
+    thought = Count.estimated(round(reasoned.value), int(reasoned.low), ceil(reasoned.high), method)
+    return Answer(output, thought, False)
+
+
+def _reconciled(counted: Tokens, deltas: int) -> Tokens:
+    """The text's tokens, having been counted both as text and as deltas."""
+    if deltas > 2 * counted.high + 8:
+        return counted  # split finer than tokens, by a proxy or a test: the pieces say nothing
+    if deltas and deltas >= 0.9 * counted.value:
+        # One delta, one token. A vocabulary of the model's own knows of tokens that share a delta.
+        value = counted.value if counted.exact and counted.value > deltas else deltas
+        return Tokens(value, deltas, value * 1.02 + 1, counted.method if counted.exact else "deltas", True)
+    return Tokens(
+        max(counted.value, deltas), max(counted.low, deltas), max(counted.high, deltas), counted.method, counted.exact
+    )
+
+
+def _calls(seen: Delivered, family: Family, prompt: Prompt | None, api: Api | None) -> Tokens:
+    total = NO_TOKENS
+    for position, (name, *pieces) in enumerate(seen.calls.values()):
+        text = "".join(pieces)
+        named, arguments = family.count(name), family.count(text)
+        value, low, high = named.value + arguments.value, float(len(pieces)), named.high + arguments.high
+        if not family.is_openai:
+            written = _arguments(text) if family.claude else 0
+            value += family.call + _PARAMETER * written
+            high = 2 * high + 2 * _PARAMETER * written + 2 * family.call
+        elif position:
+            value, low, high = value + _FURTHER_CALL, low, high + 30
+        else:
+            around = (_CALL if _is_json(text) else 4) + (api == "openai-responses")
+            forced = prompt is not None and prompt.forced is not None
+            # The model writes no more than the arguments of a call that it had to make.
+            value = arguments.value if forced else value + around
+            low, high = max(low, arguments.low), high + around + 3
+        total += Tokens(value, low, max(value, high), arguments.method or named.method, named.exact)
+    return total
+
+
+def _ending(seen: Delivered, family: Family, prompt: Prompt | None, api: Api | None) -> Tokens:
+    """Tokens at the end of an answer, which are not there yet when it is cut."""
+    if family.name != "openai":
+        return Tokens(family.ending, 0, family.ending + 2, "", True)
+    ending = int(api == "openai-responses")
+    if prompt is not None and prompt.tools:
+        ending += 1 if prompt.schema is None else 5 * max(len(seen.messages), _documents("".join(seen.text)))
+    return Tokens(ending, max(0, ending - 1), ending + (api is None), "", True)
+
+
+def _hides(seen: Delivered, family: Family, asked: bool | None) -> bool:
+    """Whether this answer may have more to it than was shown."""
+    if seen.sealed or (seen.thinking and family.thinking == "summary"):
+        return True
+    if asked is None:
+        return family.hides
+    return asked and family.thinking == "summary"
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _arguments(text: str) -> int:
+    """How many arguments a call has; those of a call that was cut are counted by their colons."""
+    try:
+        arguments = json.loads(text)
+    except ValueError:
+        return text.count('":')
+    return len(cast("Mapping[str, object]", arguments)) if isinstance(arguments, Mapping) else 1
+
+
+def _documents(text: str) -> int:
+    """How many JSON documents a text consists of: a model may answer a schema more than once."""
+    decoder, position, found = json.JSONDecoder(), 0, 0
+    while (position := len(text) - len(text[position:].lstrip())) < len(text):
+        try:
+            _, position = decoder.raw_decode(text, position)
+        except ValueError:
+            break
+        found += 1
+    return max(1, found)

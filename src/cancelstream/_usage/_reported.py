@@ -1,0 +1,118 @@
+"""What a provider reported, told apart from what it left out.
+
+A missing count is not zero, and a zero that was reported is not missing: each count here is the provider's number or
+`None`. Numbers that cannot be counts (negative, text, absurdly large) are missing too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any, Final, cast
+
+from pydantic_ai.usage import RequestUsage, RunUsage
+
+from ._count import amounts, as_count, as_price
+
+__all__ = ("NONE", "Reported", "counted_beside", "field_of", "from_usage", "from_wire")
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """One response's counts as its provider gave them.
+
+    Attributes:
+        input: Tokens of the request.
+        output: Tokens of the answer, reasoning included.
+        cached: The part of the input that came from the provider's cache.
+        reasoning: The part of the output that was reasoning.
+        others: Whatever else was counted under a name of its own, some of it with a price of its own.
+        details: What was counted for `RequestUsage.details`.
+        cost: The price that a gateway reported.
+    """
+
+    input: int | None = None
+    output: int | None = None
+    cached: int | None = None
+    reasoning: int | None = None
+    others: tuple[tuple[str, int | float], ...] = ()
+    details: tuple[tuple[str, int], ...] = ()
+    cost: Decimal | None = None
+
+
+NONE: Final = Reported()
+
+_NAMED: Final = frozenset(
+    {"input_tokens", "output_tokens", "cache_read_tokens", "output_reasoning_tokens", "requests", "tool_calls"}
+    | {"unmeasured_requests", "details", "cost"}
+    | {"estimated_requests", "estimated_input_tokens", "estimated_output_tokens"}
+)
+"""What of a usage has a field of its own in `Reported`, or is none of the provider's."""
+
+
+def from_usage(usage: RequestUsage | None) -> Reported:
+    """The usage of a pydantic-ai stream, which is nothing but zeros until something is reported.
+
+    pydantic-ai sets on a usage what it was told, and leaves the rest to the class's defaults: that is how an explicit
+    zero is told from a missing count.
+    """
+    if usage is None or usage.unmeasured_requests:
+        return NONE
+    given = cast("dict[str, object]", usage.__dict__)
+    details = usage.details if isinstance(usage.details, dict) else {}  # pyright: ignore[reportUnnecessaryIsInstance]
+    return _consistent(
+        Reported(
+            # What a wrapper of ours inside this one has estimated was not reported.
+            None if given.get("estimated_input_tokens") else as_count(given.get("input_tokens")),
+            None if given.get("estimated_output_tokens") else as_count(given.get("output_tokens")),
+            as_count(given.get("cache_read_tokens", 0)),
+            as_count(given.get("output_reasoning_tokens", 0)),
+            counted_beside(usage),
+            tuple((name, count) for name, value in details.items() if (count := as_count(value)) is not None),
+            as_price(usage.cost),
+        )
+    )
+
+
+def counted_beside(usage: RequestUsage | RunUsage) -> tuple[tuple[str, int | float], ...]:
+    """What a usage counts beside the main numbers: audio, cache writes, and whatever a provider has names for."""
+    given = cast("dict[str, object]", usage.__dict__)
+    return amounts((name, value) for name, value in given.items() if name not in _NAMED)
+
+
+def from_wire(usage: object) -> Reported:
+    """The `usage` of a raw OpenAI chunk or response, as the SDK's object or as a `dict`."""
+    inputs = field_of(usage, "prompt_tokens_details") or field_of(usage, "input_tokens_details")
+    outputs = field_of(usage, "completion_tokens_details") or field_of(usage, "output_tokens_details")
+    audio = {"input_audio_tokens": field_of(inputs, "audio_tokens")}
+    audio["output_audio_tokens"] = field_of(outputs, "audio_tokens")
+    reasoning = as_count(field_of(outputs, "reasoning_tokens"))
+    return _consistent(
+        Reported(
+            _first(usage, "prompt_tokens", "input_tokens"),
+            _first(usage, "completion_tokens", "output_tokens"),
+            as_count(field_of(inputs, "cached_tokens")) or _first(usage, "prompt_cache_hit_tokens") or 0,
+            reasoning or 0,
+            amounts(audio.items()),
+            () if reasoning is None else (("reasoning_tokens", reasoning),),
+        )
+    )
+
+
+def field_of(value: object, name: str) -> Any:
+    """A field of an SDK object or of a `dict`; `None` where there is none."""
+    if isinstance(value, Mapping):
+        return cast("Mapping[str, Any]", value).get(name)
+    return getattr(value, name, None)
+
+
+def _first(usage: object, *names: str) -> int | None:
+    return next((count for name in names if (count := as_count(field_of(usage, name))) is not None), None)
+
+
+def _consistent(reported: Reported) -> Reported:
+    """Reasoning as a part of the output: xAI reports it beside the answer's tokens, as its total shows."""
+    if reported.output is not None and reported.reasoning and reported.reasoning > reported.output:
+        return replace(reported, output=reported.output + reported.reasoning)
+    return reported

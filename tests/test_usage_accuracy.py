@@ -1,0 +1,58 @@
+"""The goals for estimates, on recorded traffic: `CANCELSTREAM_RECORDINGS` names a file of it, or a folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cancelstream import _tokens
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+RECORDINGS = os.environ.get("CANCELSTREAM_RECORDINGS")
+
+pytestmark = pytest.mark.skipif(not RECORDINGS, reason="set CANCELSTREAM_RECORDINGS to recorded traffic to try this")
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> Any:
+    """`benchmarks/usage_accuracy.py`, which finds its parts beside it."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import usage_accuracy
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    return usage_accuracy
+
+
+@pytest.fixture(scope="module")
+def recorded(benchmark: Any) -> tuple[list[Any], list[Any]]:
+    path = Path(RECORDINGS or "")
+    return benchmark.load(sorted(path.glob("*.jsonl")) if path.is_dir() else [path])
+
+
+def failed(lines: list[Any]) -> list[str]:
+    return [str(line) for line in lines if line.missed]
+
+
+@pytest.mark.timeout(300)
+def test_every_goal_is_reached(monkeypatch: pytest.MonkeyPatch, benchmark: Any, recorded: Any):
+    """With the tokenizer extra, every goal of the table."""
+    pytest.importorskip("splintr", reason="the extra `tokens` is not installed")
+    monkeypatch.setattr(_tokens, "_loaded", {name: _tokens.load(name) for name in _tokens.VOCABULARIES})
+    cases, rows = recorded
+    assert failed([*benchmark.judge_outputs(cases), *benchmark.judge_inputs(rows)]) == []
+
+
+@pytest.mark.timeout(300)
+def test_bounds_hold_without_a_tokenizer(monkeypatch: pytest.MonkeyPatch, benchmark: Any, recorded: Any):
+    """Without one the values are worse, and the bounds and labels hold all the same."""
+    pytest.importorskip("splintr", reason="the extra `tokens` is not installed")
+    monkeypatch.setattr(_tokens, "_loaded", dict.fromkeys(_tokens.VOCABULARIES))
+    cases, rows = recorded
+    held = ("lower bound", "finite interval", "not labelled", "OpenAI text cut", "OpenAI full text")
+    lines = [*benchmark.judge_outputs(cases), *benchmark.judge_inputs(rows)]
+    assert failed([line for line in lines if any(word in line.name for word in held)]) == []

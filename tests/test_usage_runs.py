@@ -1,0 +1,155 @@
+"""Usage on its way through pydantic-ai: runs, limits, stored messages and spans, over a real socket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from openai import AsyncOpenAI
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from pydantic_ai import Agent, ModelMessagesTypeAdapter, RunUsage, UsageLimits
+from pydantic_ai.capabilities import Instrumentation
+from pydantic_ai.exceptions import UsageLimitExceeded
+from pydantic_ai.models.instrumented import InstrumentationSettings
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
+from pydantic_ai.providers.openai import OpenAIProvider
+
+from cancelstream import Cancellable, CancellableRun, CancellableRunEvents, StreamUsage, run_stream, run_stream_events
+from cancelstream.testing import Answer, ScriptedServer, Silence, Text, ToolCall, Usage
+from cancelstream.testing._plugin import StartServer
+
+WORDS = ("Once", " upon", " a", " time", " a", " frog", " sat")
+STUCK = Answer(Text(*WORDS, Silence()), usage=Usage(30, 40))
+WHOLE = Answer(Text(*WORDS), usage=Usage(30, 40))
+
+
+@pytest_asyncio.fixture
+async def clients() -> AsyncIterator[list[AsyncOpenAI]]:
+    opened: list[AsyncOpenAI] = []
+    yield opened
+    for client in opened:
+        await client.close()
+
+
+def model_for(server: ScriptedServer, clients: list[AsyncOpenAI], api: str = "chat", name: str = "gpt-4o") -> Any:
+    client = AsyncOpenAI(base_url=server.base_url, api_key="none", max_retries=0)
+    clients.append(client)
+    kind = OpenAIChatModel if api == "chat" else OpenAIResponsesModel
+    return kind(name, provider=OpenAIProvider(openai_client=client))
+
+
+async def cut_after(result: CancellableRun[Any] | CancellableRunEvents[Any], number: int) -> None:
+    """Read that many pieces of text, then cancel."""
+    taken = 0
+    at_once = {"debounce_by": None} if isinstance(result, CancellableRun) else {}
+    async for _ in result.stream_text(delta=True, **at_once):
+        taken += 1
+        if taken == number:
+            result.cancel()
+
+
+@pytest.mark.parametrize("api", ["chat", "responses"])
+async def test_a_cut_run(scripted_server: StartServer, clients: list[AsyncOpenAI], api: str):
+    """What a cut run says of its usage, it says in its messages too, and after a database."""
+    agent = Agent(model_for(scripted_server(STUCK), clients, api), instructions="Be brief.")
+    async with run_stream(agent, "Tell me a story about a frog.") as result:
+        await cut_after(result, len(WORDS))
+    usage = result.usage
+    assert usage.provenance == "estimated"
+    assert usage.output.value == len(WORDS)
+    assert usage.input.low <= 22 <= (usage.input.high or 0)
+    assert usage.estimated_requests == usage.requests == 1
+    assert usage.unmeasured_requests == 0
+    assert usage.cost_range.value is not None
+    stored = ModelMessagesTypeAdapter.validate_json(result.all_messages_json())
+    for messages in (result.all_messages(), stored):
+        again = StreamUsage.of(messages)
+        assert (again.input, again.output, again.provenance) == (usage.input, usage.output, "estimated")
+        assert again.cost_range == usage.cost_range
+        assert (again.input_tokens, again.output_tokens) == (usage.input_tokens, usage.output_tokens)
+
+
+async def test_a_run_of_which_one_answer_was_cut(scripted_server: StartServer, clients: list[AsyncOpenAI]):
+    """The first turn was reported, the second was cut: mixed, and the sum of both."""
+    call = Answer(ToolCall("look", "{}"), usage=Usage(30, 9))
+    agent = Agent(model_for(scripted_server(call, STUCK), clients))
+
+    @agent.tool_plain
+    def look() -> str:
+        return "a frog"
+
+    async with run_stream_events(agent, "Look") as events:
+        await cut_after(events, len(WORDS))
+    usage = events.usage
+    assert usage.provenance == "mixed"
+    assert (usage.requests, usage.estimated_requests, usage.tool_calls) == (2, 1, 1)
+    assert usage.output.value == 9 + len(WORDS)
+    assert usage.input_tokens - usage.estimated_input_tokens == 30
+    assert StreamUsage.of(events.all_messages()).output == usage.output
+
+
+async def test_an_estimate_counts_against_the_limits_of_what_follows(
+    scripted_server: StartServer, clients: list[AsyncOpenAI]
+):
+    """Two runs that share a usage: what the first was estimated at, the second may not use again."""
+    agent = Agent(model_for(scripted_server(STUCK, WHOLE), clients), capabilities=[Cancellable()])
+    async with run_stream(agent, "Tell me a story about a frog.") as result:
+        await cut_after(result, len(WORDS))
+    spent = RunUsage() + result.usage
+    assert spent.output_tokens == len(WORDS)
+    limits = UsageLimits(output_tokens_limit=40 + len(WORDS) - 1)
+    with pytest.raises(UsageLimitExceeded, match="output_tokens_limit"):
+        await agent.run("And another", usage=spent, usage_limits=limits)
+
+
+class Spans:
+    """What pydantic-ai reports of a run."""
+
+    def __init__(self) -> None:
+        self._exporter = InMemorySpanExporter()
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self.instrumentation = Instrumentation(settings=InstrumentationSettings(tracer_provider=provider))
+
+    def named(self, start: str) -> list[ReadableSpan]:
+        return [span for span in self._exporter.get_finished_spans() if span.name.startswith(start)]
+
+
+@pytest.mark.parametrize("cut", [True, False])
+async def test_the_span(scripted_server: StartServer, clients: list[AsyncOpenAI], cut: bool):
+    """The tokens and the cost on the span are ours, once, and an attribute says that they were estimated."""
+    spans = Spans()
+    model = model_for(scripted_server(STUCK if cut else WHOLE), clients)
+    agent = Agent(model, capabilities=[spans.instrumentation, Cancellable()])
+    async with run_stream(agent, "Tell me a story about a frog.") as result:
+        if cut:
+            await cut_after(result, len(WORDS))
+        else:
+            await result.get_output()
+    usage = result.usage
+    (chat,) = spans.named("chat")
+    attributes = dict(chat.attributes or {})
+    assert attributes["gen_ai.usage.output_tokens"] == usage.output_tokens == (len(WORDS) if cut else 40)
+    assert attributes["gen_ai.usage.input_tokens"] == usage.input_tokens
+    assert attributes["operation.cost"] == pytest.approx(float(usage.cost_range.value or 0))
+    assert attributes["cancelstream.usage.provenance"] == ("estimated" if cut else "reported")
+    ours = {name for name in attributes if "usage" in name and "details" not in name}
+    assert sorted(ours - {"cancelstream.usage.provenance"}) == [
+        "gen_ai.usage.input_tokens",
+        "gen_ai.usage.output_tokens",
+    ]
+
+
+async def test_hidden_reasoning_in_a_run(scripted_server: StartServer, clients: list[AsyncOpenAI]):
+    """A model that may have reasoned unseen: no value, and pydantic-ai knows that its total is a lower bound."""
+    agent = Agent(model_for(scripted_server(STUCK), clients, name="gpt-5-mini"))
+    async with run_stream(agent, "Tell me a story about a frog.") as result:
+        await cut_after(result, len(WORDS))
+    assert result.usage.hidden_reasoning
+    assert result.usage.output.value is None
+    assert result.usage.output.low == result.usage.output_tokens == len(WORDS)
+    assert result.usage.unmeasured_requests == 1
