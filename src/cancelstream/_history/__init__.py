@@ -1,0 +1,38 @@
+"""Histories that cannot lie: refuse a cut answer before it is sent, or repair it first.
+
+pydantic-ai marks a message that was cut with its `state`: a `ModelResponse` is `'interrupted'` or
+`'incomplete'`, a `ModelRequest` is `'interrupted'` when the tools whose results it collects were stopped.
+Nothing refuses such a message later: the text goes back to the model as an ordinary answer, and without a prompt
+it even becomes the final output. `check_history` refuses it, `salvage` makes it usable.
+
+A salvaged message keeps its state, for no reader should take it for whole. What marks it as usable is the record
+of what was done, in ``metadata['cancelstream']['salvage']``.
+
+Known limits. The state is all there is to go by: an answer whose state was lost on its way through another format
+is not seen. A whole answer that crossed one of pydantic-ai's usage limits is `'interrupted'` as well, and is
+treated like a cut one. A response whose calls nobody answered, because the program was killed, is left as it is:
+nothing tells it from one that still waits for its results, and pydantic-ai can run those calls.
+
+`_guard.py` asks and refuses, `_salvage.py` repairs a history turn by turn, `_parts.py` decides part by part what of a
+cut response may be sent.
+"""
+
+from ._guard import HistoryPolicy as HistoryPolicy
+from ._guard import check_history as check_history
+from ._guard import is_incomplete as is_incomplete
+from ._guard import mark_interrupted as mark_interrupted
+from ._parts import INTERRUPTED_NOTE as INTERRUPTED_NOTE
+from ._salvage import INTERRUPTED_TOOL_RESULT as INTERRUPTED_TOOL_RESULT
+from ._salvage import apply_policy as apply_policy
+from ._salvage import salvage as salvage
+
+__all__ = (
+    "INTERRUPTED_NOTE",
+    "INTERRUPTED_TOOL_RESULT",
+    "HistoryPolicy",
+    "apply_policy",
+    "check_history",
+    "is_incomplete",
+    "mark_interrupted",
+    "salvage",
+)

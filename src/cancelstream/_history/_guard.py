@@ -1,0 +1,117 @@
+"""Whether a message was cut, the record we keep on it, and the refusal to send it as a whole one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, Literal, TypeAlias, cast
+
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse
+
+from .._errors import IncompleteHistoryError
+
+__all__ = (
+    "CUT_STATES",
+    "HistoryPolicy",
+    "check_history",
+    "checked",
+    "is_incomplete",
+    "mark_interrupted",
+    "metadata_with",
+    "record_of",
+    "refusal",
+    "refuse_incomplete",
+)
+
+HistoryPolicy: TypeAlias = Literal["refuse", "salvage", "allow"]
+"""What to do with a history that holds a cut answer."""
+
+CUT_STATES: Final = frozenset({"interrupted", "incomplete"})
+
+_KEY: Final = "cancelstream"
+_VERSION: Final = 1
+
+
+def record_of(message: ModelMessage) -> Mapping[str, Any]:
+    """Return our record on a message: empty where there is none, or one of a version that we do not know."""
+    record = (message.metadata or {}).get(_KEY)
+    if not isinstance(record, dict) or cast("dict[str, Any]", record).get("v") != _VERSION:
+        return {}
+    return cast("dict[str, Any]", record)
+
+
+def metadata_with(message: ModelMessage, **entries: Any) -> dict[str, Any]:
+    """Return the message's metadata with these entries in our record, and the rest as it was."""
+    return {**(message.metadata or {}), _KEY: {**record_of(message), "v": _VERSION, **entries}}
+
+
+def mark_interrupted(
+    response: ModelResponse, *, reason: str, usage_record: dict[str, Any] | None = None
+) -> ModelResponse:
+    """Return a copy of the response that says it was cut, why, and what is known of its usage.
+
+    Args:
+        response: What arrived. It is not changed.
+        reason: The `cancel_reason`.
+        usage_record: The usage record as plain JSON, or `None` to keep the one that is there. It is not copied: a
+            message that is made before the usage is settled reads right when it is.
+    """
+    entries: dict[str, Any] = {"reason": reason}
+    if usage_record is not None:
+        entries["usage"] = usage_record
+    return replace(response, state="interrupted", metadata=metadata_with(response, **entries))
+
+
+def is_incomplete(message: ModelMessage) -> bool:
+    """Whether the message was cut short and must not be sent as if it were whole.
+
+    True for a response in state `'interrupted'` or `'incomplete'` and for a request in state `'interrupted'`,
+    whoever cut it. False for a message that `salvage` has made usable, though its state still tells; for a
+    `'suspended'` response, which its provider goes on with; and for one that ended at its length limit.
+    """
+    return message.state in CUT_STATES and not isinstance(record_of(message).get("salvage"), dict)
+
+
+def check_history(messages: Iterable[ModelMessage]) -> None:
+    """Raise `IncompleteHistoryError` for the first message that `is_incomplete`; sends and changes nothing.
+
+    Raises:
+        IncompleteHistoryError: With the message's index, state and, where it is known, the reason of the cut.
+        TypeError: If this is not a list of pydantic-ai's messages.
+    """
+    refuse_incomplete(checked(messages))
+
+
+def refuse_incomplete(messages: Sequence[ModelMessage]) -> None:
+    """Raise for the first incomplete message of a history whose type is known to be right."""
+    for index, message in enumerate(messages):
+        if is_incomplete(message):
+            raise refusal(index, message)
+
+
+def refusal(index: int, message: ModelMessage) -> IncompleteHistoryError:
+    """Return the error that names this message."""
+    reason = record_of(message).get("reason")
+    return IncompleteHistoryError(index, message.state, reason if isinstance(reason, str) else None)
+
+
+def checked(messages: Iterable[ModelMessage]) -> list[ModelMessage]:
+    """Return the history as a new list, or raise a `TypeError` that says what is wrong with it.
+
+    The annotation promises it all; histories come from databases and browsers all the same.
+    """
+    source = cast("object", messages)
+    kind = type(source).__name__
+    if isinstance(source, str | bytes | bytearray | Mapping) or not isinstance(source, Iterable):
+        raise TypeError(
+            f"a message history must be a list of pydantic-ai's ModelRequest and ModelResponse, not {kind}; "
+            "load stored JSON with ModelMessagesTypeAdapter.validate_json(...)"
+        )
+    history = list(cast("Iterable[object]", source))
+    for index, message in enumerate(history):
+        if not isinstance(message, ModelRequest | ModelResponse):
+            raise TypeError(
+                f"message {index} of the history is a {type(message).__name__}, not a ModelRequest or "
+                "ModelResponse; load stored messages with ModelMessagesTypeAdapter.validate_python(...)"
+            )
+    return cast("list[ModelMessage]", history)
