@@ -1,0 +1,106 @@
+"""The fast lane: an `AsyncStream` read from its response's bytes, for as long as its chunks are plain.
+
+What `_sse.py` does not take is handed to the SDK, from the beginning of that event on, together with all that follows
+and with the error that reading ended in, if it did: the end of every stream, whatever it is, is the SDK's own. For
+that the stream's `response` is replaced, before the stream is iterated for the first time, by one that gives it what
+was read and not decoded, and goes on from there.
+
+Known limits: how the SDK makes an object of a chunk is private to it. A stream of a version, a client or an option
+that is not known takes no fast lane; it is slower, and the same otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any, Self
+
+import openai
+
+from .._sse import ChunkDecoder
+
+__all__ = ("FastLane",)
+
+
+class FastLane:
+    """Reads a stream that nothing was read from yet.
+
+    `reads()` is iterated and each read given to `feed()`, until `stopped`; then `hand_over()`, and the SDK goes on.
+
+    Args:
+        stream: The stream.
+        build: Makes the SDK's object of a decoded chunk.
+    """
+
+    def __init__(self, stream: Any, build: partial[Any]) -> None:
+        self._stream = stream
+        self._build = build
+        self._reads: AsyncIterator[bytes]
+        self._decoder = ChunkDecoder()
+        self.feed = self._decoder.feed
+        """Takes what was read, and returns the chunks in it."""
+
+    @classmethod
+    def of(cls, stream: Any) -> Self | None:
+        """The fast lane of a stream, `None` if it has to be read by the SDK."""
+        try:
+            options, client, decoder = stream._options, stream._client, stream._decoder
+            build = partial(client._process_response_data, cast_to=stream._cast_to, response=stream.response)
+            is_plain = (
+                type(stream) is openai.AsyncStream
+                and type(decoder).__module__ == "openai._streaming"
+                and (options is None or options.stream_mode == "legacy")
+                and (options is None or not options.synthesize_event_and_data)
+                and not client._strict_response_validation
+                and not stream.response.is_closed
+            )
+        except AttributeError:
+            return None
+        return cls(stream, build) if is_plain else None
+
+    def build(self, chunk: dict[str, Any]) -> Any:
+        """The SDK's object of a decoded chunk."""
+        return self._build(data=chunk)
+
+    def reads(self) -> AsyncIterator[bytes]:
+        """What is read from the connection, decoded as httpx does."""
+        response = self._stream.response
+        # Without an encoding there is nothing to decode, and looking for it takes half of the time.
+        encoded = response.headers.get("content-encoding", "identity") != "identity"
+        self._reads = response.aiter_bytes() if encoded else response.aiter_raw()
+        return self._reads
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the rest is for the SDK."""
+        return self._decoder.stopped
+
+    def hand_over(self, failure: Exception | None = None) -> None:
+        """Leave the rest to the SDK: iterating the stream goes on from there.
+
+        Args:
+            failure: What reading ended in, to be raised in the SDK's words.
+        """
+        self._stream.response = _Remainder(self._stream.response, self._decoder, self._reads, failure)
+
+
+class _Remainder:
+    """A response whose bytes begin where the fast lane ended; everything else is the response's own."""
+
+    def __init__(
+        self, response: Any, decoder: ChunkDecoder, reads: AsyncIterator[bytes], failure: Exception | None
+    ) -> None:
+        self._response = response
+        self._decoder = decoder
+        self._reads = reads
+        self._failure = failure
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._response, name)
+
+    async def aiter_bytes(self) -> AsyncIterator[bytes]:
+        yield self._decoder.flush()
+        if self._failure is not None:
+            raise self._failure
+        async for data in self._reads:
+            yield self._decoder.newlines(data)

@@ -1,0 +1,179 @@
+"""pydantic-ai's own reading of an openai stream, without a stream: chunks are pushed in, events come out.
+
+pydantic-ai maps chunks to events in an asynchronous generator that pulls from the SDK's stream. Here it pulls from a
+queue, and we drive it by hand: when the queue is empty it suspends, and `send(None)` goes on with it once there is
+more. It awaits nothing else, so no event loop takes part, and the same mapping serves async and blocking clients, and
+a message that is put together long after its chunks were handed out.
+
+Known limits: pydantic-ai's two response classes are made directly, by their private fields, which it may rename.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections import deque
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final, Self, cast
+
+from openai.types import responses
+from pydantic_ai.messages import ModelResponse, ModelResponseStreamEvent
+from pydantic_ai.models import ModelRequestParameters, StreamedResponse
+from pydantic_ai.models.openai import OpenAIResponsesStreamedResponse, OpenAIStreamedResponse
+
+__all__ = ("Mapping",)
+
+_DRY: Final = object()
+
+
+class Mapping:
+    """One stream's events, made of its chunks.
+
+    Args:
+        responses_api: Whether they are events of the Responses API, and not chat completion chunks.
+        model: The model that was asked, for as long as no chunk names another.
+        resumed: Whether a background response is taken up again, so that its beginning will not come.
+        provider_url: The provider's base URL.
+
+    Attributes:
+        response: pydantic-ai's response: what the chunks so far amount to.
+        error: What the mapping raised, or `None`; it is over then.
+    """
+
+    def __init__(self, *, responses_api: bool, resumed: bool, model: str, provider_url: str) -> None:
+        self._queue = _Queue()
+        common: dict[str, Any] = {
+            "model_request_parameters": ModelRequestParameters(),
+            "_model_name": model,
+            "_response": self._queue,
+            "_provider_name": _provider(provider_url),
+            "_model_id_namespace": "openai",
+            "_provider_url": provider_url,
+        }
+        self.response: StreamedResponse = (
+            _Responses(
+                **common,
+                _model_settings={},
+                _tool_call_ids_are_response_scoped=False,
+                _process_provider_details=lambda _: None,
+            )
+            if responses_api
+            # What a chunk reports is the total so far, and never to be added up.
+            else _Chat(**common, _model_profile={}, _model_settings={"openai_continuous_usage_stats": True})
+        )
+        self.response.canonical_system = common["_provider_name"]
+        if resumed:
+            self.response.state = "suspended"
+            self.response.provider_details = {"background": True}
+        self.error: Exception | None = None
+        self._iterator: Any = None
+        self._step: Any = None
+        self._over = False
+
+    def feed(self, chunk: Any) -> None:
+        """Take a chunk, an SDK object; `events()` has to be read before the next one."""
+        if self._iterator is None and isinstance(chunk, responses.ResponseCreatedEvent):
+            # pydantic-ai's model looks at the first event before it makes the response.
+            cast("_Responses", self.response)._model_name = chunk.response.model
+        self._queue.chunks.append(chunk)
+
+    def end(self) -> None:
+        """The stream came to its natural end; `events()` has what follows from that."""
+        self._queue.ended = True
+
+    def events(self) -> Iterator[ModelResponseStreamEvent]:
+        """The events of what was fed; nothing is mapped before it is asked for.
+
+        Raises:
+            Exception: The provider reports an error in a chunk; in pydantic-ai's words. Once, and kept in `error`.
+        """
+        while not self._over:
+            if self._step is None:
+                with _unnoticed():
+                    self._iterator = self._iterator or aiter(self.response)
+                    self._step = self._iterator.__anext__()
+                    event = self._go_on()
+            else:
+                event = self._go_on()
+            if event is _DRY:
+                return
+            yield event
+
+    def _go_on(self) -> Any:
+        try:
+            self._step.send(None)
+        except StopIteration as done:
+            self._step = None
+            return done.value
+        except StopAsyncIteration:
+            self._over = True
+        except Exception as error:
+            self._over = True
+            self.error = error
+            raise
+        return _DRY
+
+    def close(self) -> None:
+        """Nothing more will be fed; idempotent."""
+        if self._over or self._iterator is None:
+            return
+        self._over = True
+        with suppress(GeneratorExit, StopAsyncIteration, StopIteration):
+            if self._step is None:
+                self._iterator.aclose().send(None)
+            else:
+                self._step.throw(GeneratorExit())
+
+
+class _Queue:
+    """What pydantic-ai's response takes for the SDK's stream."""
+
+    def __init__(self) -> None:
+        self.chunks: deque[Any] = deque()
+        self.ended = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    @types.coroutine
+    def __anext__(self) -> Generator[None, None, Any]:
+        while not self.chunks:
+            if self.ended:
+                raise StopAsyncIteration
+            yield
+        return self.chunks.popleft()
+
+
+@contextmanager
+def _unnoticed() -> Generator[None]:
+    """Keep the event loop from looking after generators that begin here: only we drive and close them."""
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(None, None)
+    try:
+        yield
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+
+
+class _Chat(OpenAIStreamedResponse):
+    def get(self) -> ModelResponse:
+        return _with_details(super().get(), refusal=self._refusal_text, logprobs=self._logprobs)
+
+
+class _Responses(OpenAIResponsesStreamedResponse):
+    def get(self) -> ModelResponse:
+        return _with_details(super().get(), refusal=self._refusal_text)
+
+
+def _with_details(response: ModelResponse, **details: Any) -> ModelResponse:
+    """Add what pydantic-ai adds when a stream has ended, for one that was cut."""
+    kept = {name: value for name, value in details.items() if value}
+    if kept:
+        response.provider_details = {**(response.provider_details or {}), **kept}
+    return response
+
+
+def _provider(url: str) -> str:
+    """The provider's name as pydantic-ai has it for a client of that base URL."""
+    return "azure" if ".azure.com" in url else "openai"

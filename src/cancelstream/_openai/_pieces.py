@@ -1,0 +1,204 @@
+"""Telling the next piece of what is being written from everything else.
+
+An answer streams as a few chunks that say something new, and thousands that only carry on. A chunk carries on if
+pydantic-ai's reading of it could do nothing but append: the same kind of part in the same place, and nothing else in
+any field that pydantic-ai reads. Such pieces need not be mapped one by one: one chunk with all of them in a row gives
+the same message.
+
+A chunk is an SDK object, or the `dict` that one would be made of. Whatever is not certain is not a piece. What
+`follows()` returns is the hot path: it runs for every chunk, and knows less than `piece()` in a third of the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from operator import itemgetter
+from typing import Any, Final, NamedTuple, Protocol
+
+from pydantic_ai.profiles import DEFAULT_THINKING_TAGS
+
+__all__ = ("CHAT", "RESPONSES", "Grammar", "Piece", "fields_of")
+
+_READ: Final = ("content", "refusal", "reasoning", "reasoning_content", "tool_calls", "annotations")
+"""The fields of a delta that pydantic-ai reads."""
+
+_NOTHING: Final[Mapping[str, Any]] = {}
+
+
+class Piece(NamedTuple):
+    """A chunk that may carry on, and does if the one before it was of the same name, place and envelope.
+
+    Attributes:
+        name: Where its text is: a field of a chat delta, or the type of a Responses event.
+        place: Which one of those: the tool call's index, or the item's id and the index in it.
+        envelope: What stands around it and is not to change.
+        text: The piece itself.
+    """
+
+    name: str
+    place: object
+    envelope: tuple[object, ...]
+    text: str
+
+
+class Grammar(Protocol):
+    """How one of the two APIs writes its pieces."""
+
+    def piece(self, chunk: object) -> Piece | None:
+        """The piece that a chunk may be."""
+        ...
+
+    def follows(self, before: Piece) -> Callable[[Any], str | None]:
+        """What finds the text of a chunk that carries on what `before` is a piece of; for any other, `None`.
+
+        May raise on a chunk that is not what it should be, an `AttributeError`, `LookupError` or `TypeError`.
+        """
+        ...
+
+    def joined(self, chunk: Any, piece: Piece, text: str, last: object) -> Any:
+        """A copy of a chunk, an SDK object, with `text` in place of its piece; `last` is the chunk it ends with."""
+        ...
+
+
+def fields_of(node: object) -> Mapping[str, Any]:
+    """The declared fields of a node, whichever of the two it is; of what is neither, none."""
+    return node if type(node) is dict else getattr(node, "__dict__", _NOTHING)  # pyright: ignore[reportUnknownVariableType]
+
+
+def _all_fields(node: object) -> Mapping[str, Any]:
+    extra: Mapping[str, Any] | None = getattr(node, "__pydantic_extra__", None)
+    return {**fields_of(node), **extra} if extra else fields_of(node)
+
+
+class _Chat:
+    def piece(self, chunk: object) -> Piece | None:
+        top = fields_of(chunk)
+        choice = _only(top.get("choices"))
+        if choice is None or not _is_plain(top, fields_of(choice)):
+            return None
+        delta = _all_fields(fields_of(choice).get("delta"))
+        said = [name for name in _READ if delta.get(name)]
+        if len(said) != 1:
+            return None
+        name, place, text = said[0], None, delta[said[0]]
+        if name == "tool_calls":
+            place, text = _arguments(text)
+        if type(text) is not str or name == "annotations" or text in DEFAULT_THINKING_TAGS:
+            return None
+        return Piece(name, place, _envelope(top, fields_of(choice)), text)
+
+    def follows(self, before: Piece) -> Callable[[Any], str | None]:
+        if before.name == "content":
+            return partial(_next_text, before.envelope)
+
+        def follows(chunk: object) -> str | None:
+            piece = self.piece(chunk)
+            return piece.text if piece is not None and piece[:3] == before[:3] else None
+
+        return follows
+
+    def joined(self, chunk: Any, piece: Piece, text: str, last: object) -> Any:
+        choice = chunk.choices[0]
+        value: Any = text
+        if piece.name == "tool_calls":
+            call = choice.delta.tool_calls[0]
+            function = call.function.model_copy(update={"arguments": text})
+            value = [call.model_copy(update={"function": function})]
+        delta = choice.delta.model_copy(update={piece.name: value})
+        return chunk.model_copy(update={"choices": [choice.model_copy(update={"delta": delta})]})
+
+
+_of_chunk = itemgetter("choices", "usage", "moderation", "id", "model", "service_tier")
+_of_choice = itemgetter("delta", "finish_reason", "logprobs", "index")
+_of_delta = itemgetter("content", "tool_calls", "refusal")
+
+
+def _next_text(envelope: tuple[object, ...], chunk: Any) -> str | None:
+    """What `piece()` asks of a piece of text, in fewer steps, and past pydantic's `__getattr__`."""
+    if chunk.__class__ is dict:
+        return _next_text_of_dict(envelope, chunk)
+    choices, usage, moderation, identity, model, tier = _of_chunk(chunk.__dict__)
+    if len(choices) != 1 or usage is not None or moderation is not None:
+        return None
+    delta, finish_reason, logprobs, index = _of_choice(choices[0].__dict__)
+    if finish_reason is not None or logprobs is not None or delta.__pydantic_extra__:
+        return None
+    text, tool_calls, refusal = _of_delta(delta.__dict__)
+    if text.__class__ is not str or not text or text in DEFAULT_THINKING_TAGS or tool_calls or refusal:
+        return None
+    return text if (index or 0, identity, model, tier) == envelope else None
+
+
+def _next_text_of_dict(envelope: tuple[object, ...], chunk: dict[str, Any]) -> str | None:
+    field = chunk.get
+    choices: Any = field("choices")
+    if len(choices) != 1 or field("usage") is not None or field("moderation"):
+        return None
+    choice: Any = choices[0]
+    delta: Any = choice["delta"]
+    text: Any = delta["content"]
+    if choice.get("finish_reason") or choice.get("logprobs"):
+        return None
+    if text.__class__ is not str or not text or text in DEFAULT_THINKING_TAGS:
+        return None
+    if len(delta) > 1:
+        for name in _READ[1:]:
+            if delta.get(name):
+                return None
+    return text if (choice.get("index") or 0, field("id"), field("model"), field("service_tier")) == envelope else None
+
+
+def _only(items: Any) -> Any:
+    """The only item of a list, `None` if it is no such list."""
+    return items[0] if items.__class__ is list and len(items) == 1 else None
+
+
+def _is_plain(top: Mapping[str, Any], choice: Mapping[str, Any]) -> bool:
+    """Whether nothing but the delta can mean anything."""
+    return not (
+        choice.get("finish_reason") or choice.get("logprobs") or top.get("usage") is not None or top.get("moderation")
+    )
+
+
+def _envelope(top: Mapping[str, Any], choice: Mapping[str, Any]) -> tuple[object, ...]:
+    return choice.get("index") or 0, top.get("id"), top.get("model"), top.get("service_tier")
+
+
+def _arguments(calls: Any) -> tuple[object, str | None]:
+    """The index of a tool call and the piece of its arguments, where that is all there is."""
+    call = _all_fields(_only(calls))
+    function = fields_of(call.get("function"))
+    if call.get("id") or call.get("extra_content") or function.get("name"):
+        return None, None
+    return call.get("index"), function.get("arguments")
+
+
+class _Responses:
+    def piece(self, chunk: object) -> Piece | None:
+        event = fields_of(chunk)
+        kind, text = event.get("type"), event.get("delta")
+        if type(kind) is not str or type(text) is not str or not kind.endswith(".delta"):
+            return None
+        return Piece(kind, (event.get("item_id"), event.get("content_index"), event.get("summary_index")), (), text)
+
+    def follows(self, before: Piece) -> Callable[[Any], str | None]:
+        kind, place = before.name, before.place
+
+        def follows(chunk: object) -> str | None:
+            event = fields_of(chunk)
+            text: Any = event.get("delta")
+            if text.__class__ is not str or event.get("type") != kind:
+                return None
+            same = (event.get("item_id"), event.get("content_index"), event.get("summary_index")) == place
+            return text if same else None
+
+        return follows
+
+    def joined(self, chunk: Any, piece: Piece, text: str, last: object) -> Any:
+        # A background response is taken up again after the last number that was seen.
+        return chunk.model_copy(update={"delta": text, "sequence_number": fields_of(last).get("sequence_number")})
+
+
+CHAT: Final[Grammar] = _Chat()
+RESPONSES: Final[Grammar] = _Responses()

@@ -1,0 +1,134 @@
+"""What a stream of openai's SDK is, found out before it is read: its API, what was asked, and whether it can be used.
+
+Everything is read from public attributes of the stream's HTTP response and of the request that it answers, except the
+client (`client_of`), which a background response is cancelled with.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, cast
+
+import openai
+from jiter import from_json
+
+__all__ = ("Asked", "asked_of", "check_stream", "client_of")
+
+_EVENT_STREAMS: Final = ("", "text/event-stream", "text/plain", "application/octet-stream")
+"""The media types that an event stream comes with; some servers say nothing, or nothing in particular."""
+
+_DEPLOYMENT: Final = re.compile("/deployments/[^/]+$")
+"""What Azure's client puts behind the base URL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a stream answers.
+
+    Attributes:
+        api: The API that was asked.
+        url: The provider's base URL, as its client has it, without credentials or query.
+        model: The model that was asked, or an empty string.
+        request: The request's body, `None` if it is not known.
+        resumed: The id of a background response that is taken up again, else `None`.
+    """
+
+    api: Literal["openai-chat", "openai-responses"]
+    url: str
+    model: str
+    request: Mapping[str, Any] | None
+    resumed: str | None = None
+
+
+def check_stream(stream: Any, kind: type[openai.AsyncStream[Any]] | type[openai.Stream[Any]]) -> None:
+    """Refuse what cannot be streamed from.
+
+    Raises:
+        TypeError: It is no such stream: it is the other client's, or another library's.
+        ValueError: It was read or closed before, or its response is no event stream.
+    """
+    given = f"{type(stream).__module__}.{type(stream).__qualname__}"
+    may_be_awaited = hasattr(stream, "__await__")
+    name = "AsyncStream" if kind is openai.AsyncStream else "Stream"
+    if isinstance(stream, openai.Stream) and kind is openai.AsyncStream:
+        raise TypeError(
+            f"{given} belongs to a blocking client: use `cancelstream.sync.CancellableStream(stream)`, or "
+            "create it with `AsyncOpenAI`"
+        )
+    if isinstance(stream, openai.AsyncStream) and kind is openai.Stream:
+        raise TypeError(
+            f"{given} belongs to an asynchronous client: use "
+            "`CancellableStreamedResponse.from_openai(stream)`, or create it with `OpenAI`"
+        )
+    if not isinstance(stream, kind):
+        hint = "; a coroutine has to be awaited first" if may_be_awaited else ""
+        raise TypeError(
+            f"expected openai's {name}, as `create(stream=True)` returns it, not {given}{hint}. "
+            "`PeekableAsyncStream` wraps any other asynchronous stream"
+        )
+    response = stream.response
+    if not _is_loaded(response):
+        if response.is_stream_consumed:
+            raise ValueError("this stream was read from before: wrap it first, then read the wrapper")
+        if response.is_closed:
+            raise ValueError("this stream was closed before: create another one")
+    media = str(response.headers.get("content-type", "")).partition(";")[0].strip().lower()
+    if media not in _EVENT_STREAMS:
+        raise ValueError(
+            f"the response is {media!r} and no event stream: does this server stream, and was `stream=True` asked for?"
+        )
+
+
+def asked_of(stream: Any, request: Mapping[str, Any] | None = None) -> Asked:
+    """What a stream answers.
+
+    Args:
+        stream: The stream, which `check_stream` let pass.
+        request: The arguments of `create()`, where they are at hand; else they are read from what was sent.
+
+    Raises:
+        TypeError: It is neither chat completions nor Responses, or `request` is no mapping.
+    """
+    if request is not None and not isinstance(request, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"request is the mapping of what `create()` was given, not {request!r}")
+    sent = stream.response.request
+    if request is None:
+        request = _body(sent)
+    url = sent.url
+    base, _, end = f"{url.scheme}://{url.netloc.decode()}{url.path}".rpartition("/")
+    model = (request or {}).get("model")
+    model = model if isinstance(model, str) else ""
+    if end == "completions" and base.endswith("/chat"):
+        base = _DEPLOYMENT.sub("", base.removesuffix("/chat"))
+        return Asked("openai-chat", f"{base}/", model, request)
+    if end == "responses":
+        return Asked("openai-responses", f"{base}/", model, request)
+    if base.endswith("/responses") and sent.method == "GET":
+        return Asked("openai-responses", base.removesuffix("responses"), model, request, resumed=end)
+    raise TypeError(
+        f"this stream answers {url.path!r}: only chat completions and Responses are understood. "
+        "`PeekableAsyncStream` wraps any other"
+    )
+
+
+def client_of(stream: Any) -> Any:
+    """The client that made the stream; private, so it may be `None` some day."""
+    return getattr(stream, "_client", None)
+
+
+def _is_loaded(response: Any) -> bool:
+    """Whether the whole body is in memory, as a mock's is: it can be read any number of times."""
+    try:
+        return isinstance(response.content, bytes)
+    except RuntimeError:  # httpx's ResponseNotRead
+        return False
+
+
+def _body(request: Any) -> Mapping[str, Any] | None:
+    try:
+        body = from_json(request.content)
+    except (RuntimeError, ValueError):  # it was streamed, or is no JSON
+        return None
+    return cast("Mapping[str, Any]", body) if isinstance(body, dict) else None

@@ -1,0 +1,157 @@
+"""What one openai stream has said so far: its events, its text, its message and its count, all from the same chunks.
+
+Sans-IO, so that the async and the blocking stream share it: each chunk that is handed out is taken, by `text()` or by
+`events()`, and whoever wants to know asks. Chunks that only carry on (`_pieces.py`) are kept as the strings they
+bring, everything else is mapped at once (`_mapping.py`); so taking a chunk costs little, keeping it costs no more than
+its text, and the message is there whenever it is asked for.
+
+Known limits: a message holds one choice, the one that came first; the others are handed out and counted. An answer
+with log probabilities has something to say in every chunk, so each is mapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import compress
+from typing import Any
+
+from pydantic_ai.messages import ModelResponseStreamEvent, PartDeltaEvent, PartStartEvent, TextPart, TextPartDelta
+from pydantic_ai.profiles import DEFAULT_THINKING_TAGS
+
+from .._usage import Meter
+from ._mapping import Mapping
+from ._pieces import Grammar, Piece, fields_of
+
+__all__ = ("Transcript", "text_of")
+
+
+class Transcript:
+    """Takes the chunks of one stream, each an SDK object or the `dict` that one would be made of.
+
+    Args:
+        mapping: pydantic-ai's reading of this stream.
+        grammar: How this stream's API writes its pieces.
+        meter: Counts what is taken.
+        build: Makes the SDK object of a `dict`.
+    """
+
+    def __init__(self, mapping: Mapping, grammar: Grammar, meter: Meter, build: Callable[[Any], Any]) -> None:
+        self._mapping = mapping
+        self._grammar = grammar
+        self._meter = meter
+        self._build = build
+        self._choice: object = None
+        # The run of pieces that is going on: how it began, what has come since, and the chunk it came last in.
+        self._run: Piece | None = None
+        self._template: Any = None
+        self._pieces: list[str] = []
+        self._last: object = None
+        self._next: Callable[[Any], str | None] = _nothing
+        self._count: Callable[[str], object] = len
+        self._is_text = False
+
+    @property
+    def response(self) -> Any:
+        """pydantic-ai's response; it holds what was mapped, and all that was taken after `flush()`."""
+        return self._mapping.response
+
+    def text(self, chunk: Any) -> str | None:
+        """Take a chunk if all it does is to carry on, and return the answer's text in it, which may be empty.
+
+        `None`: it is not taken. `events()` takes it.
+        """
+        try:
+            text = self._next(chunk)
+        except (AttributeError, LookupError, TypeError):
+            return None
+        if text is None:
+            return None
+        if text:
+            self._count(text)
+        self._pieces.append(text)
+        self._last = chunk
+        return text if self._is_text else ""
+
+    def events(self, chunk: Any) -> Iterator[ModelResponseStreamEvent]:
+        """Take a chunk, and map it event by event as they are asked for.
+
+        Raises:
+            Exception: The provider reports an error in it; in pydantic-ai's words.
+        """
+        mine = self._mine(chunk)
+        if mine and not any(mine) and fields_of(chunk).get("usage") is None:
+            self._meter.feed_chunk(chunk)
+            return
+        count = self._meter.feed_first(chunk)
+        own = self.built(chunk)
+        if not all(mine):
+            own = own.model_copy(update={"choices": [*compress(own.choices, mine)]})
+        self.flush()
+        self._run, self._count = self._grammar.piece(own), count
+        self._next = _nothing if self._run is None else self._grammar.follows(self._run)
+        self._template = own
+        self._is_text = False
+        self._mapping.feed(own)
+        for event in self._mapping.events():
+            self._is_text = self._is_text or bool(text_of(event))
+            yield event
+
+    def skip(self, chunk: Any) -> None:
+        """Take a chunk of which nobody wants the events; an error that it reports is for whoever reads the chunk."""
+        self._drain(self.events(chunk))
+
+    def end(self) -> Iterator[ModelResponseStreamEvent]:
+        """The stream came to its natural end; the events that follow from that."""
+        self.flush()
+        self._mapping.end()
+        return self._mapping.events()
+
+    def flush(self) -> None:
+        """Bring `response` up to date."""
+        pieces, run = self._pieces, self._run
+        if run is None or not pieces:
+            return
+        self._pieces = []
+        text = "".join(pieces)
+        # Pieces that are no tag may make one in a row, and would then be taken for it.
+        for part in [pieces[0], text[len(pieces[0]) :]] if text in DEFAULT_THINKING_TAGS else [text]:
+            self._mapping.feed(self._grammar.joined(self._template, run, part, self._last))
+            self._drain(self._mapping.events())
+
+    def close(self) -> None:
+        """Nothing more will come; idempotent."""
+        self.flush()
+        self._mapping.close()
+
+    def built(self, chunk: Any) -> Any:
+        """The chunk as the SDK's own object."""
+        return self._build(chunk) if type(chunk) is dict else chunk
+
+    def _mine(self, chunk: Any) -> list[bool]:
+        """For each choice that a chat chunk holds a part of, whether it is the one that came first."""
+        choices: Any = fields_of(chunk).get("choices")
+        if choices.__class__ is not list:
+            return []
+        # A provider that leaves the index out has one choice; what is no object is none.
+        indexes = [(fields.get("index") or 0) if (fields := fields_of(choice)) else None for choice in choices]
+        if self._choice is None:
+            self._choice = next((index for index in indexes if index is not None), None)
+        return [index is not None and index == self._choice for index in indexes]
+
+    def _drain(self, events: Iterator[ModelResponseStreamEvent]) -> None:
+        try:
+            for _ in events:
+                pass
+        except Exception:  # noqa: BLE001 - kept by the mapping
+            return
+
+
+def _nothing(_chunk: Any) -> None:
+    """Nothing carries on yet."""
+
+
+def text_of(event: object) -> str:
+    """The answer's text that an event carries; empty for every other event."""
+    if isinstance(event, PartDeltaEvent):
+        return event.delta.content_delta if isinstance(event.delta, TextPartDelta) else ""
+    return event.part.content if isinstance(event, PartStartEvent) and isinstance(event.part, TextPart) else ""

@@ -1,0 +1,406 @@
+"""`CancellableStreamedResponse`: one streamed response that can be stopped, and that says what it was.
+
+Mechanism. Its events are pulled through a `PeekableAsyncStream`, which interrupts a pending pull and closes the
+stream inside. `cancel()` does three things, in this order. It claims the end of the stream's life (`_state.py`), so
+that nothing is handed out any more. What had been received by then stays as it is, the chunk in flight included, as
+the response's text and usage. And the close is forwarded, down to openai's `AsyncStream.close()`.
+
+The stream inside may not be open yet: `CancellableModel` opens its request on the first pull, so that a request that
+is still waiting for its headers has a `cancel()`, a state and a usage like any other. The request's context is left
+by whoever leaves ours, in their task, as pydantic-ai does it.
+
+Known limit. Whether a provider has reported usage is read from a private attribute of pydantic-ai's, and fails soft.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Final, Self, cast
+
+import anyio
+from openai import AsyncStream
+from pydantic_ai.messages import FinishReason, ModelResponse, ModelResponseStreamEvent
+from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
+from pydantic_ai.usage import RequestUsage
+
+from .._closing import Closing
+from .._errors import CancellationUnsupported
+from .._history import mark_interrupted
+from .._openai import text_of
+from .._peekable import PeekableAsyncStream
+from .._state import Event, Life, State, checked_reason
+from .._usage import Meter, ResponseUsage
+from ._source import Events, Source
+
+__all__ = ("LEAVE_TIMEOUT", "CancellableStreamedResponse")
+
+LEAVE_TIMEOUT: Final = 10.0
+"""Seconds that leaving may wait for a stream to close: anyio's guide names this for cleaning up under a shield."""
+
+Opener = Callable[[], AbstractAsyncContextManager[StreamedResponse]]
+"""Makes the context of a request; nothing is sent before it is entered."""
+
+
+class _Forwarded:
+    """An attribute of the stream inside, and its default while that is not open."""
+
+    def __init__(self, default: object = None) -> None:
+        self._default = default
+
+    def __set_name__(self, owner: type[object], name: str) -> None:
+        self._name = name
+
+    def __get__(self, response: CancellableStreamedResponse | None, owner: type[object] | None = None) -> Any:
+        inner = None if response is None else response._inner
+        return self._default if inner is None else getattr(inner, self._name)
+
+    def __set__(self, response: CancellableStreamedResponse, value: object) -> None:
+        if response._inner is not None:
+            setattr(response._inner, self._name, value)
+
+
+class CancellableStreamedResponse(StreamedResponse):
+    """A pydantic-ai `StreamedResponse` with a synchronous `cancel()`, and an account of what was stopped.
+
+    Iterates the events of the stream it wraps, unchanged. Once it is cancelled the iteration just ends.
+
+    Args:
+        inner: An open pydantic-ai stream, which whoever opened it still has to leave.
+
+    Raises:
+        TypeError: If `inner` is no pydantic-ai `StreamedResponse`.
+    """
+
+    _inner: StreamedResponse | None = None
+
+    # What pydantic-ai keeps on a stream while it runs is kept on the one inside, which is the one that runs.
+    final_result_event = cast("Any", _Forwarded())
+    provider_response_id = cast("Any", _Forwarded())
+    provider_details = cast("Any", _Forwarded())
+    canonical_system = cast("Any", _Forwarded())
+    finish_reason = cast("FinishReason | None", _Forwarded())
+    state = cast("Any", _Forwarded("complete"))
+    metadata = cast("Any", _Forwarded())
+    failed_attempts = cast("Any", _Forwarded())
+
+    def __init__(self, inner: StreamedResponse) -> None:
+        # Python does not check what a caller without a type checker passes, most likely a raw openai stream.
+        if not isinstance(inner, StreamedResponse):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"CancellableStreamedResponse was given {inner!r}: pass a pydantic-ai StreamedResponse, or use "
+                "CancellableStreamedResponse.from_openai(stream) for openai's AsyncStream and PeekableAsyncStream "
+                "for any other async iterable"
+            )
+        meter = Meter(model=inner.model_name, provider=inner.provider_name, provider_url=inner.provider_url)
+        meter.sent()
+        self._begin(meter, inner.model_request_parameters)
+        self._inner = inner
+
+    @classmethod
+    def from_openai(
+        cls, stream: AsyncStream[Any], request: Mapping[str, Any] | None = None
+    ) -> CancellableStreamedResponse:
+        """Wrap a stream of `AsyncOpenAI`: chat completion chunks or events of the Responses API.
+
+        Iterates pydantic-ai's events of it; `chunks()` has the SDK's own objects, `stream_text()` the text, which is
+        read without building any. Leave its context, as `async with`, to close the stream.
+
+        Args:
+            stream: The stream, which nothing was read from yet.
+            request: The arguments of `create()`, to count the request by; by default they are read from what was sent.
+
+        Raises:
+            TypeError: `stream` is not one of these: it is a blocking client's, or another library's.
+            ValueError: It was read or closed before, or its response is no event stream.
+        """
+        from ._openai import OpenAIResponse  # a response itself, so it comes after this one
+
+        return OpenAIResponse.of(stream, request)
+
+    @classmethod
+    def opening(
+        cls, opener: Opener, *, model: Model, meter: Meter, parameters: ModelRequestParameters
+    ) -> CancellableStreamedResponse:
+        """A response whose request is sent on the first pull; `leave()` has to be awaited in the end."""
+        response = cls.__new__(cls)
+        response._begin(meter, parameters)
+        response._opener = opener
+        response._model = model
+        return response
+
+    def _begin(self, meter: Meter, parameters: ModelRequestParameters, *, source: Any = None) -> None:
+        super().__init__(model_request_parameters=parameters)
+        self._life = Life()
+        self._meter = meter
+        self._opener: Opener | None = None
+        self._model: Model | None = None
+        self._context: AbstractAsyncContextManager[StreamedResponse] | None = None
+        self._born = datetime.now(UTC)
+        self._kept: ModelResponse | None = None
+        self._record: dict[str, Any] = {}
+        self._broken = False
+        self._is_settled = False
+        self._pull = PeekableAsyncStream(source or Source(self))
+        self.when_cut: Callable[[], Awaitable[None]] | None = None
+        """Awaited in the pull that finds the stream cut, before its iteration ends: a run's place to settle."""
+
+    # --- reading ----------------------------------------------------------------------------------------------
+
+    def __aiter__(self) -> AsyncIterator[ModelResponseStreamEvent]:
+        """The one iteration of this stream: a second loop goes on where the first one stopped."""
+        if self._event_iterator is None:
+            self._event_iterator = Events(self)
+        return self._event_iterator
+
+    async def _get_event_iterator(self) -> AsyncIterator[ModelResponseStreamEvent]:  # pragma: no cover
+        # Never called: `__aiter__` is ours. The base class asks for it.
+        async for event in self:
+            yield event
+
+    async def stream_text(self, *, delta: bool = False) -> AsyncIterator[str]:
+        """The response's text as it arrives; ends without an error when the stream is cancelled.
+
+        Args:
+            delta: Whether to yield each piece by itself, or the whole text so far (the default).
+        """
+        text = ""
+        async for event in self:
+            if piece := text_of(event):
+                text = piece if delta else text + piece
+                yield text
+
+    def chunks(self) -> AsyncIterator[Any]:
+        """The SDK's own objects, unchanged, of a response that `from_openai()` or `open_stream()` made.
+
+        Ends without an error when the stream is cancelled.
+
+        Raises:
+            TypeError: This response wraps a pydantic-ai stream, which does not hand them out.
+        """
+        raise TypeError(
+            f"a response that wraps {type(self._inner).__name__} has no chunks, only pydantic-ai's events: "
+            "wrap openai's own stream with `CancellableStreamedResponse.from_openai(stream)`"
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the stream, whether or not it has ended, and settle the usage."""
+        await self.leave("task_cancelled" if isinstance(error, asyncio.CancelledError) else "left", error)
+
+    async def close(self) -> None:
+        """Close the stream, whether or not it has ended, and settle the usage; what leaving its context does."""
+        await self.leave("left")
+
+    aclose = close
+
+    async def open(self) -> StreamedResponse:
+        """Open the request if it is not open yet, and return the stream inside."""
+        if self._inner is None:
+            context = cast("Opener", self._opener)()
+            self._meter.sent()
+            inner = await context.__aenter__()
+            # From here on there is something to leave; an opening that fails or is interrupted leaves by itself.
+            self._context = context
+            if self._request_deadline is not None:
+                inner._enforce_request_deadline(self._request_deadline)  # pyright: ignore[reportPrivateUsage]
+            self._inner = inner
+        return self._inner
+
+    async def _read(self) -> AsyncIterator[ModelResponseStreamEvent]:
+        async for event in await self.open():
+            yield event
+            # Whatever is read after a cancel is read to be counted, and is no part of what was delivered.
+            if self._life.state is not State.LIVE:
+                self._keep()
+
+    def _keep(self) -> None:
+        if self._kept is None and self._inner is not None:
+            self._kept = self._inner.get()
+
+    async def _found_end(self) -> None:
+        """The iteration is over: by itself, or because the stream was cut."""
+        if self._broken:
+            self._life.apply(Event.LEAVE, "task_cancelled")
+        elif self._life.apply(Event.END):
+            self._finished = True
+            self._settle()
+        elif self.when_cut is not None and self._life.state is State.INTERRUPTED:
+            await self.when_cut()
+
+    # --- stopping ---------------------------------------------------------------------------------------------
+
+    # Awaiting what it returns does what awaiting pydantic-ai's does.
+    def cancel(self, reason: str | None = None) -> Closing:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Stop this response: nothing is handed out any more, and the provider is told at once.
+
+        Idempotent, and a no-op once the stream has ended. Safe from any thread, task or signal handler.
+
+        Args:
+            reason: Why, in at most 200 characters; it is kept as `cancel_reason` and in the message.
+
+        Returns:
+            What may be awaited, and need not be: it returns when the connection is closed.
+
+        Raises:
+            TypeError: If the reason is not a string.
+            ValueError: If it is too long.
+            CancellationUnsupported: If this stream has no way to be closed. Then nothing was changed.
+        """
+        reason = checked_reason(reason)
+        if self._life.state in (State.LIVE, State.LEFT):
+            self._require_a_way_to_stop()
+            if self._life.apply(Event.CANCEL, reason):
+                self._cancelled = True
+        return self._pull.cancel()
+
+    def _require_a_way_to_stop(self) -> None:
+        """A request that we opened ends with its context; one that others opened needs `close_stream()`."""
+        inner = self._inner
+        if self._opener is None and inner is not None and type(inner).close_stream is StreamedResponse.close_stream:
+            raise CancellationUnsupported(
+                f"{type(inner).__name__} has no close_stream(), so cancel() cannot stop it: leave the context it was "
+                "opened in, or open it through CancellableModel(model), which leaves that context for you"
+            )
+
+    async def close_stream(self) -> None:
+        """What pydantic-ai's own `cancel()` calls: stop this response and wait until it is closed."""
+        closing = self.cancel()
+        # In a run of ours the consumer waits for this very call, and need not wait for a slow connection too.
+        if self.when_cut is None:
+            await closing
+
+    async def leave(self, reason: str, error: BaseException | None = None) -> None:
+        """Close whatever is open, within `LEAVE_TIMEOUT`, and settle the usage; for whoever holds the context.
+
+        Args:
+            reason: Why it was left, if it had not ended.
+            error: The error that the context is left with, for the request's own context.
+        """
+        self._life.apply(Event.LEAVE, reason)
+        with anyio.move_on_after(LEAVE_TIMEOUT, shield=True):
+            await self._pull.close()
+        self._keep()
+        context, self._context = self._context, None
+        try:
+            if context is not None:
+                failed = error if self._life.state is State.FAILED else None
+                with anyio.move_on_after(LEAVE_TIMEOUT, shield=True):
+                    await context.__aexit__(type(failed) if failed else None, failed, None)
+        finally:
+            self._settle()
+
+    # --- what it was ------------------------------------------------------------------------------------------
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the stream was stopped before its end: by `cancel()`, or because it was left early."""
+        return self._life.state in (State.INTERRUPTED, State.LEFT)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the stream came to its natural end."""
+        return self._life.state is State.COMPLETE
+
+    @property
+    def cancel_reason(self) -> str | None:
+        """Why it was stopped, `None` if it was not."""
+        return self._life.reason
+
+    @property
+    def usage(self) -> ResponseUsage:
+        """What arrived so far, in tokens, with bounds; one object, final once the stream has ended.
+
+        Calling it, `usage()`, returns it too.
+        """
+        if self.cancelled and self._pull._closed.is_set():
+            self._settle()
+        elif not self._is_settled:
+            self._meter.observe(reported=self._reported(), finish_reason=self.finish_reason)
+        return self._meter.usage
+
+    def _reported(self) -> RequestUsage | None:
+        inner = self._inner
+        # pydantic-ai's own flag: False is a stream that would have said so, None one that does not keep track.
+        if inner is None or getattr(inner, "_usage_received", None) is False:
+            return None
+        return inner._usage  # pyright: ignore[reportPrivateUsage]
+
+    def _settle(self) -> None:
+        """Bring the usage to its final state, and with it every message that was made of this response."""
+        if self._is_settled:
+            return
+        self._is_settled = True
+        if self._pull._late:  # pyright: ignore[reportPrivateUsage]
+            self._meter.late(self._pull._late)  # pyright: ignore[reportPrivateUsage]
+        if self._pull._lost:  # pyright: ignore[reportPrivateUsage]
+            self._meter.lost()
+        kept = self._kept or (self._inner.get() if self._inner is not None else None)
+        self._meter.settle(
+            parts=[] if kept is None else kept.parts,
+            reported=self._reported(),
+            ended=self._life.state is State.COMPLETE,
+            finish_reason=self.finish_reason,
+        )
+        self._record.update(self._meter.usage.record())
+
+    def get(self) -> ModelResponse:
+        """What arrived so far as a `ModelResponse`: `state='interrupted'`, with the reason, once it was cut."""
+        usage = self.usage
+        inner = self._inner
+        if inner is None:
+            response = ModelResponse(
+                parts=[],
+                model_name=self.model_name,
+                provider_name=self.provider_name,
+                provider_url=self.provider_url,
+                timestamp=self._born,
+                state="incomplete",
+            )
+        else:
+            response = self._kept or inner.get()
+        state = self._life.state
+        response = replace(response, usage=usage)
+        # A server-side job that was only left goes on, and can be resumed; one that was cancelled cannot.
+        if state is State.INTERRUPTED or (state is State.LEFT and response.state != "suspended"):
+            self._record.update(usage.record())
+            return mark_interrupted(response, reason=self._life.reason or "cancelled", usage_record=self._record)
+        return response
+
+    @property
+    def model_name(self) -> str:
+        """The name of the model that answers."""
+        if self._inner is not None:
+            return self._inner.model_name
+        return "" if self._model is None else self._model.model_name
+
+    @property
+    def provider_name(self) -> str | None:
+        """The provider's name."""
+        if self._inner is not None:
+            return self._inner.provider_name
+        return None if self._model is None else self._model.system
+
+    @property
+    def provider_url(self) -> str | None:
+        """The provider's base URL."""
+        if self._inner is not None:
+            return self._inner.provider_url
+        return None if self._model is None else self._model.base_url
+
+    @property
+    def timestamp(self) -> datetime:
+        """When the response began."""
+        return self._born if self._inner is None else self._inner.timestamp
+
+    def get_stream_cancel_errors(self) -> tuple[type[BaseException], ...]:
+        """The errors that closing may raise in the stream inside; ours ends without one."""
+        return super().get_stream_cancel_errors() if self._inner is None else self._inner.get_stream_cancel_errors()

@@ -1,0 +1,12 @@
+"""Runs of an agent that can be stopped from the moment they are made.
+
+`_handle.py` is what every run has: its life, `cancel()`, its account of usage. `_result.py` is `run_stream()`, which
+streams the final answer; `_events.py` is `run_stream_events()`, which streams every turn.
+"""
+
+from ._events import CancellableRunEvents as CancellableRunEvents
+from ._events import run_stream_events as run_stream_events
+from ._result import CancellableRun as CancellableRun
+from ._result import run_stream as run_stream
+
+__all__ = ("CancellableRun", "CancellableRunEvents", "run_stream", "run_stream_events")

@@ -1,0 +1,433 @@
+"""`run_stream_events()`: every turn of a run as pydantic-ai's events, cancellable from before anything is sent.
+
+The agent runs in a task of its own, which hands over one event at a time and waits until it is taken. So stopping
+never cancels the consumer's task: the open stream is closed first, gently, and the pull inside the run that finds it
+cut waits there until pydantic-ai's own cancel ends the run. The consumer's loop ends when the run has.
+
+Each turn is announced in the same channel as its events, so the final-turn filter knows exactly where a turn begins,
+and whether it could turn out to be intermediate.
+
+Known limits. A tool written as a plain function runs in a thread that nobody can stop: it is left to finish, and its
+result is dropped. A coroutine that ignores its cancellation keeps the run from ending: the loop waits for it no longer
+than `DEADLINE`, and leaving no longer than `LEAVE_TIMEOUT`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Generic, Literal, Self, TypeAlias, TypeVar, overload
+
+import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from pydantic_ai import AgentRunResult, AgentRunResultEvent, ModelMessage, ModelMessagesTypeAdapter, RunContext
+from pydantic_ai.agent import AbstractAgent, WrapperAgent
+from pydantic_ai.exceptions import RunCancelled
+from pydantic_ai.messages import AgentStreamEvent, ModelResponse, UserContent
+from pydantic_ai.output import OutputSpec
+from pydantic_ai.usage import RunUsage
+
+from .._final_turn import FinalTurnFilter, TextRetracted
+from .._history import mark_interrupted
+from .._model import hand_over
+from .._pull import DEADLINE, Interrupted, Interruptible
+from .._response import LEAVE_TIMEOUT, CancellableStreamedResponse
+from .._state import Event, State
+from ._handle import RunHandle
+from ._text import RunningText
+
+__all__ = ("CancellableRunEvents", "FinalTurnOnly", "run_stream_events")
+
+T = TypeVar("T")
+OutputT = TypeVar("OutputT")
+
+FinalTurnOnly: TypeAlias = Literal[False, True, "retract"]
+
+
+@dataclass(frozen=True, slots=True)
+class _TurnBegins:
+    """Stands before the events of a turn in the channel; it is for the filter, never for the consumer."""
+
+    may_continue: bool
+
+
+class CancellableRunEvents(RunHandle, Generic[OutputT]):
+    """The events of every turn of a run: cancellable from its birth, and entered with `async with`.
+
+    Iterates what pydantic-ai's `run_stream_events` yields, the `AgentRunResultEvent` at the end included, and
+    `TextRetracted` if that was asked for. Made by `run_stream_events()`. One loop may read it, once.
+    """
+
+    def __init__(
+        self, agent: AbstractAgent[Any, Any], user_prompt: Any, kwargs: dict[str, Any], final_turn_only: FinalTurnOnly
+    ) -> None:
+        super().__init__(agent, user_prompt, kwargs)
+        if "event_stream_handler" in kwargs:
+            raise TypeError("run_stream_events() gives the events itself: it takes no event_stream_handler")
+        if final_turn_only not in (False, True, "retract"):
+            raise ValueError(f"final_turn_only must be False, True or 'retract', not {final_turn_only!r}")
+        self._final_turn_only: FinalTurnOnly = final_turn_only
+        self._filter = None if final_turn_only is False else FinalTurnFilter(final_turn_only)
+        self._step = 0
+        self._ready: deque[AgentStreamEvent | AgentRunResultEvent[OutputT] | TextRetracted] = deque()
+        self._over = False
+        self._task: asyncio.Task[AgentRunResult[OutputT]] | None = None
+        self._received: MemoryObjectReceiveStream[Any] | None = None
+        self._guard = Interruptible()
+        self._failed: BaseException | None = None
+        self._error: BaseException | None = None  # the one that the consumer has still to be told
+        self._absorbed: RunCancelled | None = None
+        self._context: RunContext[Any] | None = None
+        self._result: AgentRunResult[OutputT] | None = None
+
+    # --- entering and leaving ---------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        """Enter the run; it starts with the first pull, as pydantic-ai's does.
+
+        Raises:
+            RuntimeError: If it was entered before: a run happens once.
+        """
+        if self._loop is not None:
+            raise RuntimeError("this run was entered before: call run_stream_events() again for another one")
+        self._loop = asyncio.get_running_loop()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop what has not ended, close everything, and settle the usage."""
+        if self._life.apply(Event.LEAVE, self._why_left(error)):
+            stream = self._account.stream
+            if stream is not None:
+                stream.cancel(self._life.reason)
+        self._over = True
+        self._ready.clear()
+        if self._is_cut:
+            self._begin_stop()
+        if self._stopping is not None:
+            with anyio.move_on_after(LEAVE_TIMEOUT, shield=True):
+                await asyncio.wait([self._stopping])
+        if self._received is not None:
+            self._received.close()
+        self._closed.set()
+        if isinstance(error, asyncio.CancelledError) and RunCancelled.from_cancellation(error) is None:
+            while error.__context__ is not None:
+                error = error.__context__
+            error.__context__ = self._absorbed  # where `RunCancelled.from_cancellation()` finds the run's state
+
+    def _why_left(self, error: BaseException | None) -> str:
+        if isinstance(error, asyncio.CancelledError):
+            return "task_cancelled"
+        return "left" if error is None else self._account.why_left(error)
+
+    # --- the run, in a task of its own ------------------------------------------------------------------------
+
+    def _start(self) -> MemoryObjectReceiveStream[Any]:
+        self._account.when_opened = self._watch
+        self._account.when_began = self._stop_if_cut
+        # No buffer: the run is never more than one event ahead of the consumer.
+        send, self._received = anyio.create_memory_object_stream[Any]()
+        with hand_over(self._account):
+            self._task = asyncio.create_task(self._drive(send))
+        self._task.add_done_callback(_note_failure)
+        return self._received
+
+    async def _drive(self, send: MemoryObjectSendStream[Any]) -> AgentRunResult[OutputT]:
+        async def hand_on(context: RunContext[Any], events: AsyncIterable[AgentStreamEvent]) -> None:
+            # Called for each step of the graph: a model's turn, then its tools, under the same number.
+            self._context = context
+            begins, self._step = context.run_step != self._step, context.run_step
+            if begins:
+                await send.send(_TurnBegins(may_continue=True))
+            async for event in events:
+                # What the model was asked is known when it answers: the request is opened by the first pull.
+                if begins and not self._may_continue():
+                    await send.send(_TurnBegins(may_continue=False))
+                begins = False
+                await send.send(event)
+
+        async with send:
+            try:
+                result = await self._agent.run(self._prompt, event_stream_handler=hand_on, **self._kwargs)
+            except BaseException as error:
+                self._failed, self._absorbed = error, RunCancelled.from_cancellation(error)
+                if self._absorbed is not None or isinstance(error, asyncio.CancelledError):
+                    self._life.apply(Event.LEAVE, self._account.why_left(error))
+                else:
+                    self._life.apply(Event.ERROR)
+                raise
+            self._result = result
+            self._life.apply(Event.END)
+            return result
+
+    def _may_continue(self) -> bool:
+        """Whether the turn that begins could turn out not to be the last one."""
+        stream = self._account.stream
+        if stream is None:
+            return True
+        parameters = stream.model_request_parameters
+        agent = self._agent
+        while isinstance(agent, WrapperAgent):
+            agent = agent.wrapped
+        output_type: object = self._kwargs.get("output_type") or agent.output_type
+        return (
+            bool(parameters.function_tools or parameters.output_tools)
+            or output_type is not str
+            or bool(getattr(agent, "_output_validators", True))  # private; an agent without it may have some
+        )
+
+    # --- stopping ---------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """A stream was made, before its first pull: what happens to it in this run when it is cut."""
+        stream = self._account.stream
+        if stream is None:  # pragma: no cover - it is called because there is one
+            return
+        stream.when_cut = self._when_cut
+        if self._is_cut:
+            stream.cancel(self._life.reason)
+
+    def _stop_if_cut(self) -> None:
+        if self._is_cut and self._account.context is not None:
+            self._account.context.cancel()
+
+    async def _when_cut(self) -> None:
+        """In the pull that found its stream cut: stay until the run is ended, which would take it for whole."""
+        if self._is_cut:
+            await asyncio.Event().wait()
+
+    async def _stop(self) -> None:
+        try:
+            stream, task = self._account.stream, self._task
+            if stream is not None:
+                # Closed gently first: cancelling a task in the middle of its read can damage a shared connection.
+                await stream.cancel(self._life.reason)
+            if task is not None and not task.done():
+                if self._account.context is not None:
+                    self._account.context.cancel()
+                else:
+                    task.cancel()
+                patience = asyncio.get_running_loop().call_later(DEADLINE, self._lose_patience)
+                await asyncio.wait([task])
+                patience.cancel()
+        finally:
+            self._closed.set()
+
+    def _lose_patience(self) -> None:
+        """End the loop without the run, and let go of one that was cancelled and still wants to hand over events."""
+        self._guard.cancel()
+        if self._received is not None:
+            self._received.close()
+
+    def _is_inside(self) -> bool:
+        current = asyncio.current_task()
+        return (current is not None and current is self._task) or self._guard.inside() or super()._is_inside()
+
+    # --- streaming --------------------------------------------------------------------------------------------
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> AgentStreamEvent | AgentRunResultEvent[OutputT] | TextRetracted:
+        while not self._ready:
+            if self._over:
+                error, self._error = self._error, None
+                raise StopAsyncIteration if error is None else error
+            self._ready.extend(await self._next())
+        return self._ready.popleft()
+
+    async def _next(self) -> list[Any]:
+        """Wait for what the run hands over next, and return what of it may be handed on."""
+        if self._loop is None:
+            raise RuntimeError("this run was not entered: use `async with run_stream_events(...) as events:`")
+        if self._is_stopped:
+            return self._finish("cancelled")
+        received = self._received or self._start()
+        try:
+            item = await self._guard.run(received.receive())
+        except (Interrupted, anyio.ClosedResourceError):
+            return self._finish("cancelled")
+        except anyio.EndOfStream:
+            return await self._ended()
+        if self._is_stopped:
+            return self._finish("cancelled")
+        if isinstance(item, _TurnBegins):
+            return [] if self._filter is None else self._filter.begin_turn(may_continue=item.may_continue)
+        return [item] if self._filter is None else self._filter.feed(item)
+
+    async def _ended(self) -> list[Any]:
+        """The run is over: its result, or the text that is still held and then its error."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+        if self._is_stopped:
+            return self._finish("cancelled")
+        if self._result is None:
+            self._error = self._failed
+            return self._finish("error")
+        event = AgentRunResultEvent(self._result)
+        self._over = True
+        return [event] if self._filter is None else self._filter.feed(event)
+
+    def _finish(self, reason: str) -> list[Any]:
+        self._over = True
+        return [] if self._filter is None else self._filter.flush(reason)
+
+    @property
+    def _is_stopped(self) -> bool:
+        """Whether our own cancel ended it, or it was left: what else cuts a run raises, as it does in pydantic-ai."""
+        return self._over or self._life.state is State.INTERRUPTED
+
+    def stream_text(self, *, delta: bool = False) -> AsyncIterator[str]:
+        """Stream the text of the run; ends without an error when the run is cancelled.
+
+        With `final_turn_only` this is the answer and nothing that was said on the way to it. Without it, it is what
+        was said in all turns. Texts that a tool call or another turn stands between are parted by a blank line.
+
+        Args:
+            delta: Whether to yield each piece by itself, or the whole text so far (the default). With
+                `final_turn_only='retract'` only the text so far can be had, for a piece cannot be taken back.
+
+        Raises:
+            ValueError: If pieces are asked for together with `'retract'`.
+        """
+        if delta and self._final_turn_only == "retract":
+            raise ValueError("stream_text(delta=True) cannot take text back: use delta=False, or final_turn_only=True")
+        return self._stream_text(delta=delta)
+
+    async def _stream_text(self, *, delta: bool) -> AsyncIterator[str]:
+        running = RunningText()
+        async for event in self:
+            piece = running.feed(event)
+            if piece is None or (piece and not delta):
+                yield running.text
+            elif piece:
+                yield piece
+
+    # --- what it was ------------------------------------------------------------------------------------------
+
+    @property
+    def result(self) -> AgentRunResult[OutputT] | None:
+        """pydantic-ai's result of the run; `None` while it is going on, and for good if it was cut or failed."""
+        return self._result
+
+    @property
+    def response(self) -> ModelResponse:
+        """What arrived of the latest answer: `state='interrupted'`, with the reason, once the run was cut."""
+        if (stream := self._in_flight()) is not None:
+            return stream.get()
+        for message in reversed(self.new_messages()):
+            if isinstance(message, ModelResponse):
+                return message
+        nothing = ModelResponse(parts=[], model_name=None, state="incomplete")
+        return mark_interrupted(nothing, reason=self._life.reason or "cancelled") if self._is_cut else nothing
+
+    def all_messages(self) -> list[ModelMessage]:
+        """The history and what this run added to it; ends in what was cut once the run was cut."""
+        older, new = self._messages()
+        return [*older, *new]
+
+    def all_messages_json(self) -> bytes:
+        """`all_messages()` as JSON, which `ModelMessagesTypeAdapter` reads back, also without this package."""
+        return ModelMessagesTypeAdapter.dump_json(self.all_messages())
+
+    def new_messages(self) -> list[ModelMessage]:
+        """What this run added to the history."""
+        return self._messages()[1]
+
+    def new_messages_json(self) -> bytes:
+        """`new_messages()` as JSON, which `ModelMessagesTypeAdapter` reads back, also without this package."""
+        return ModelMessagesTypeAdapter.dump_json(self.new_messages())
+
+    def _messages(self) -> tuple[list[ModelMessage], list[ModelMessage]]:
+        """The history, and what this run added to it."""
+        messages, older = self._recorded()
+        if self._life.state not in (State.LIVE, State.COMPLETE):
+            messages = self._with_cut_response(messages)
+        return messages[:older], messages[older:]
+
+    def _recorded(self) -> tuple[list[ModelMessage], int]:
+        """pydantic-ai's messages of the run, and how many of them are the history."""
+        ended = self._result or self._absorbed
+        if ended is not None:
+            messages = ended.all_messages()
+            return messages, len(messages) - len(ended.new_messages())
+        if self._context is not None:
+            messages = list(self._context.messages)
+            return messages, sum(message.run_id != self._context.run_id for message in messages)
+        return list(self._history), len(self._history)
+
+    def _in_flight(self) -> CancellableStreamedResponse | None:
+        """The open stream, if its response is not among the messages of the run yet."""
+        stream = self._account.stream
+        if stream is None:
+            return None
+        usage = stream.usage  # the very object goes into the message
+        recorded = (isinstance(message, ModelResponse) and message.usage is usage for message in self._recorded()[0])
+        return None if any(recorded) else stream
+
+    def _total(self) -> RunUsage:
+        ended = self._result or self._absorbed or self._account.context
+        total = (self._kwargs.get("usage") or RunUsage()) if ended is None else ended.usage
+        # pydantic-ai adds a response to the sum when it adds it to the messages.
+        return total if (stream := self._in_flight()) is None else total + stream.usage
+
+
+def _note_failure(task: asyncio.Task[Any]) -> None:
+    """Take note of how the run ended, so that asyncio does not complain about an error that is told elsewhere."""
+    if not task.cancelled():
+        task.exception()
+
+
+@overload
+def run_stream_events(
+    agent: AbstractAgent[Any, Any],
+    user_prompt: str | Sequence[UserContent] | None = None,
+    *,
+    output_type: OutputSpec[T],
+    final_turn_only: FinalTurnOnly = False,
+    **kwargs: Any,
+) -> CancellableRunEvents[T]: ...
+
+
+@overload
+def run_stream_events(
+    agent: AbstractAgent[Any, OutputT],
+    user_prompt: str | Sequence[UserContent] | None = None,
+    *,
+    final_turn_only: FinalTurnOnly = False,
+    **kwargs: Any,
+) -> CancellableRunEvents[OutputT]: ...
+
+
+def run_stream_events(
+    agent: AbstractAgent[Any, Any],
+    user_prompt: str | Sequence[UserContent] | None = None,
+    *,
+    final_turn_only: FinalTurnOnly = False,
+    **kwargs: Any,
+) -> CancellableRunEvents[Any]:
+    """Make a run of the agent that can be cancelled from now on and gives the events of every turn.
+
+    `async with run_stream_events(agent, prompt) as events:` enters it, and `events` is this same object. The run
+    starts with the first pull.
+
+    Args:
+        agent: The pydantic-ai agent.
+        user_prompt: The prompt, `None` to go on from `message_history`.
+        final_turn_only: `True` holds the text of a turn until it is known to be the last and drops it otherwise;
+            `'retract'` shows it at once and adds a `TextRetracted` event if it was not. Everything but text passes
+            in any case, so the reasoning of earlier turns still shows. When the run is cancelled or fails, the text
+            of the turn in flight is released. `False` (the default) changes nothing.
+        kwargs: Whatever else the agent's own `run_stream_events` takes. Its `cancellation_token` and `timeout`
+            raise as they do there.
+
+    Raises:
+        TypeError: If `agent` is no pydantic-ai agent, `message_history` no list of its messages, or if an
+            `event_stream_handler` is given.
+        ValueError: If `final_turn_only` is none of the three.
+    """
+    return CancellableRunEvents(agent, user_prompt, kwargs, final_turn_only)

@@ -1,0 +1,138 @@
+"""From a response's bytes to chunks, without building an SDK object for each.
+
+Sans-IO: `feed()` takes bytes as they come and returns the chunks that are whole, `flush()` gives back what was not
+decoded. An event stream is lines, and blank lines between events; a chunk is the JSON of an event's data, read with
+`jiter` into plain values.
+
+Rule: it never guesses. The SDK decides what a stream means, and this module reads only what it is sure to read alike:
+events whose data is one JSON object that reports no error. At the first event that is anything else (`[DONE]`, an
+error, malformed JSON, an `id:` or `retry:` line, which the SDK remembers) it stops for good. From there on `flush()`
+and whatever follows belong to the SDK, which then says what it always says, errors included. It stops between two
+events, where the SDK's own decoder has nothing in mind, so handing over loses nothing.
+
+Known limits: what is not in the current event is not looked at, so a stream that turns out broken later has had its
+first events handed out, as the SDK does too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from jiter import from_json
+
+__all__ = ("ChunkDecoder",)
+
+
+class _NotOurs(Exception):
+    """An event that is left to the SDK."""
+
+
+class ChunkDecoder:
+    """Bytes in, chunks out, until it meets something that it leaves to the SDK.
+
+    Attributes:
+        stopped: Whether it met that: nothing further is decoded, and `flush()` begins with it.
+    """
+
+    __slots__ = ("_skip_newline", "_tail", "stopped")
+
+    def __init__(self) -> None:
+        self._tail = bytearray()
+        self._skip_newline = False
+        self.stopped = False
+
+    def feed(self, data: bytes) -> list[dict[str, Any]]:
+        """Take the next bytes, wherever they were cut, and return the chunks that are whole now."""
+        if self._skip_newline or b"\r" in data:
+            data = self.newlines(data)
+        if self.stopped:
+            self._tail += data
+            return []
+        if self._tail or not data.endswith(b"\n\n"):
+            data = self._whole_events(data)
+        chunks: list[dict[str, Any]] = []
+        position = 0
+        events = data.split(b"\n\n")
+        events.pop()  # what follows the last blank line: nothing, or one more of them
+        for event in events:
+            try:
+                chunk = _chunk(event)
+            except (_NotOurs, ValueError):  # a `UnicodeDecodeError` and jiter's errors are `ValueError`s
+                self.stopped = True
+                self._tail[:0] = data[position:]
+                break
+            if chunk is not None:
+                chunks.append(chunk)
+            position += len(event) + 2
+        return chunks
+
+    def flush(self) -> bytes:
+        """What was fed and not decoded, from the beginning of an event on."""
+        return bytes(self._tail)
+
+    def newlines(self, data: bytes) -> bytes:
+        """The bytes with every CR and CRLF turned into LF, also where the two were cut apart."""
+        if self._skip_newline and data:
+            self._skip_newline = False
+            if data.startswith(b"\n"):
+                data = data[1:]
+        if b"\r" in data:
+            self._skip_newline = data.endswith(b"\r")
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        return data
+
+    def _whole_events(self, data: bytes) -> bytes:
+        """Cut after the last blank line, and keep what follows for the next time."""
+        tail = self._tail
+        searched = max(0, len(tail) - 1)
+        tail += data
+        end = tail.rfind(b"\n\n", searched) + 2
+        if end == 1:
+            return b""
+        whole = bytes(tail[:end])
+        del tail[:end]
+        return whole
+
+
+def _chunk(event: bytes) -> dict[str, Any] | None:
+    """The chunk of one event, `None` if it has none.
+
+    Raises:
+        _NotOurs: The SDK has to say what it is.
+        ValueError: The data, or what is to be ignored, is not what it should be.
+    """
+    if event.startswith(b"data: {") and b"\n" not in event:
+        data = event[6:]
+    elif (found := _data(event.split(b"\n"))) is not None:
+        data = found
+    else:
+        return None
+    chunk: Any = from_json(data)
+    # The SDK raises for `error`, whatever else the object holds.
+    if type(chunk) is not dict or chunk.get("error"):  # pyright: ignore[reportUnknownMemberType]
+        raise _NotOurs
+    return chunk  # pyright: ignore[reportUnknownVariableType]
+
+
+def _data(lines: Iterable[bytes]) -> bytes | None:
+    """The data of an event's lines, `None` where the lines say nothing."""
+    found: list[bytes] = []
+    named = False
+    for line in lines:
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            found.append(value.removeprefix(b" "))
+        elif name == b"event":
+            # The Assistants API puts its `thread.` events into an envelope.
+            if value.removeprefix(b" ").startswith(b"thread."):
+                raise _NotOurs
+            line.decode()
+            named = True
+        elif name in (b"id", b"retry"):
+            raise _NotOurs
+        else:
+            line.decode()  # ignored, but the SDK raises if it is not text
+    if not found and named:
+        raise _NotOurs  # an event without data is an event, and an empty one is not JSON
+    return b"\n".join(found) if found else None
