@@ -1,0 +1,328 @@
+"""Find a live stream by its id and its owner, and stop it.
+
+A stream is known by one key, a digest of its owner and its id together. So a stop with the wrong owner finds
+nothing, exactly as a stop with an unknown id does: there is no ownership check that could be forgotten, and no
+answer that tells the two apart. The digest has one size whatever a stranger sends, and it is all that ever leaves
+the process: neither ids nor owners do.
+
+A stop may come before its stream (the button was quick, a worker was still starting, Redis was away). It is
+remembered for `ttl` seconds and given to the stream when that registers. A flood of made-up ids costs bounded
+memory: each owner has a share of its own, so one owner's flood pushes out only what that owner asked for.
+
+Known limits: an id belongs to one stream at a time, and `MemoryStopRegistry` knows only its own process. It is made
+for one event loop. A cancel callable is called in the loop that asks for the stop, so one that is registered for
+another loop's stream must be safe from there (ours and `CancellationToken.cancel` are, `task.cancel` is not).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from functools import partial
+from hashlib import blake2b
+from types import TracebackType
+from typing import Any, Final, Literal, Protocol, Self
+
+from ._state import checked_reason
+
+__all__ = ("MemoryStopRegistry", "Registration", "StopOutcome", "StopRegistry", "Stopper", "keys")
+
+logger = logging.getLogger("cancelstream")
+
+StopOutcome = Literal["stopped", "requested", "unavailable"]
+"""What is known when `stop()` answers. None of the three tells whether such a stream exists.
+
+`'stopped'`: a live stream of this process was told to stop. `'requested'`: the stop was taken, and whoever has the
+stream, or registers it within `ttl`, will stop it. `'unavailable'`: it is not known whether the stop was taken;
+asking again is safe.
+"""
+
+EARLY_PER_OWNER: Final = 64
+"""How many stops that came before their stream are kept for one owner: more streams than a person starts at once."""
+
+EARLY_IN_ALL: Final = 16_384
+"""How many are kept for all owners together: at most 12 MB, measured as 691 bytes each when every owner has one."""
+
+
+class StopRegistry(Protocol):
+    """Finds live streams by id and owner; `MemoryStopRegistry` for one process, `RedisStopRegistry` for many."""
+
+    def register(self, stop_id: str | None, cancel: Callable[..., object], *, owner: str) -> Registration:
+        """Make a stream known. Does no I/O and never waits; see `MemoryStopRegistry.register`."""
+        ...
+
+    async def stop(self, stop_id: str, *, owner: str, reason: str = "user") -> StopOutcome:
+        """Stop the stream of this id if `owner` owns it; see `MemoryStopRegistry.stop`."""
+        ...
+
+    def drain(self, reason: str = "server_shutdown") -> int:
+        """Stop all streams, and each one that still registers; see `MemoryStopRegistry.drain`."""
+        ...
+
+    async def __aenter__(self) -> Self:
+        """Start what the registry needs to hear of stops."""
+        ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None, /
+    ) -> None:
+        """End it."""
+        ...
+
+
+class Stopper:
+    """Calls a stream's cancel callable, once, in the way that it can be called.
+
+    Args:
+        cancel: Called with `reason=` if it takes an argument of that name, and without arguments otherwise. A
+            coroutine that it returns is run in a task.
+
+    Raises:
+        TypeError: It can be called neither way.
+    """
+
+    __slots__ = ("_asked", "_cancel", "_takes_reason")
+
+    def __init__(self, cancel: Callable[..., object]) -> None:
+        self._cancel = cancel
+        self._takes_reason = _takes_reason(cancel)
+        self._asked = False
+
+    def stop(self, reason: str) -> bool:
+        """Stop the stream, and say whether it was told to.
+
+        Once: `task.cancel` called twice would cancel the cleaning up too. What `cancel` raises is logged, because
+        whoever stops a stream by its id is not the one to be told of it.
+        """
+        if self._asked:
+            return True
+        try:
+            outcome = self._cancel(reason=reason) if self._takes_reason else self._cancel()
+        except Exception:
+            logger.exception("a stream's cancel callable raised, and the stream may go on")
+            return False
+        self._asked = True
+        if inspect.iscoroutine(outcome):
+            task = asyncio.get_running_loop().create_task(_log_failure(outcome))
+            _cancelling.add(task)
+            task.add_done_callback(_cancelling.discard)
+        return True
+
+
+_cancelling: Final[set[asyncio.Task[None]]] = set()
+"""The loop keeps no reference to a task that waits, and nobody else has one."""
+
+
+class Registration:
+    """One stream's entry in a registry. `close()` it, or leave it as a context, when the stream has ended.
+
+    Attributes:
+        stop_id: The id the stream is stopped by; 144 random bits where the library made it.
+    """
+
+    __slots__ = ("_forget", "_stopper", "stop_id")
+
+    def __init__(self, stop_id: str, stopper: Stopper, forget: Callable[[Registration], object]) -> None:
+        self.stop_id = stop_id
+        self._stopper = stopper
+        self._forget = forget
+
+    def close(self) -> None:
+        """Forget the stream; may be called again."""
+        self._forget(self)
+
+    def stop(self, reason: str) -> bool:
+        """Stop the stream, as `Stopper.stop`."""
+        return self._stopper.stop(reason)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class MemoryStopRegistry:
+    """Stops streams of this process, by id and owner.
+
+    Args:
+        ttl: How long a stop that came before its stream is remembered, in seconds.
+    """
+
+    def __init__(self, *, ttl: float = 60.0) -> None:
+        if ttl <= 0:
+            raise ValueError(f"ttl is a time in seconds above 0, not {ttl!r}")
+        self._ttl = ttl
+        self._live: dict[bytes, Registration] = {}
+        self._early = _EarlyStops(ttl)
+        self._draining: str | None = None
+
+    def register(self, stop_id: str | None, cancel: Callable[..., object], *, owner: str) -> Registration:
+        """Make a stream known, so that `stop()` finds it. Does no I/O, never waits.
+
+        If its stop came first, or the registry is draining, `cancel` is called before this returns.
+
+        Args:
+            stop_id: The id to stop it by, never one that is used again (not a conversation's); `None` makes one of
+                144 random bits, which is then in the returned `stop_id`.
+            cancel: Called at most once, with `reason=` if it takes an argument of that name and without
+                arguments otherwise: `run.cancel`, `CancellationToken.cancel`, `task.cancel`. A coroutine that it
+                returns is run in a task.
+            owner: Who may stop it: the authenticated user's id, not empty.
+
+        Raises:
+            TypeError: `cancel` cannot be called that way, or `owner` is not a string.
+            ValueError: `owner` is empty, or this owner has a live stream of this id.
+        """
+        if stop_id is None:
+            stop_id = secrets.token_urlsafe(18)
+        owner_key, key = keys(stop_id, owner)
+        if key in self._live:
+            raise ValueError(f"stop_id {stop_id!r} is in use by a live stream: each stream needs an id of its own")
+        registration = Registration(stop_id, Stopper(cancel), partial(self._forget, key))
+        self._live[key] = registration
+        reason = self._early.take(owner_key, key) or self._draining
+        if reason is not None:
+            registration.stop(reason)
+        return registration
+
+    async def stop(self, stop_id: str, *, owner: str, reason: str = "user") -> StopOutcome:
+        """Stop the stream of this id if it is `owner`'s; if it is not known yet, stop it when it registers.
+
+        Never raises for what a stranger sent: an unknown id, an ended stream and somebody else's stream all
+        answer `'requested'`.
+
+        Args:
+            stop_id: The id of the stream.
+            owner: Who asks: the authenticated user's id, from the session and never from the request's body.
+            reason: What the stream's `cancel_reason` will say, at most 200 characters.
+
+        Returns:
+            A `StopOutcome`: here `'stopped'` or `'requested'`.
+
+        Raises:
+            TypeError: `owner` is not a string.
+            ValueError: `owner` is empty or `reason` is too long.
+        """
+        owner_key, key = keys(stop_id, owner)
+        return self._deliver(owner_key, key, checked_reason(reason))
+
+    def drain(self, reason: str = "server_shutdown") -> int:
+        """Stop all streams that live here now, and each one that still registers, until the registry is entered again.
+
+        `lifespan()` calls this when the server is told to end.
+
+        Returns:
+            How many live streams there were.
+        """
+        self._draining = reason = checked_reason(reason)
+        live = list(self._live.values())
+        for registration in live:
+            registration.stop(reason)
+        return len(live)
+
+    async def __aenter__(self) -> Self:
+        self._draining = None
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None, /
+    ) -> None:
+        return None
+
+    def _forget(self, key: bytes, registration: Registration) -> None:
+        # One that is closed twice must not take away the next stream of the same id.
+        if self._live.get(key) is registration:
+            del self._live[key]
+
+    def _deliver(self, owner_key: bytes, key: bytes, reason: str) -> StopOutcome:
+        """Stop the stream if it lives here, otherwise remember the stop."""
+        registration = self._live.get(key)
+        if registration is None:
+            self._early.add(owner_key, key, reason)
+            return "requested"
+        return "stopped" if registration.stop(reason) else "requested"
+
+
+class _EarlyStops:
+    """Stops that came before their stream, for `ttl` seconds; of too many the oldest go first.
+
+    Both levels are in the order of their last stop, so what has expired is always in front and every operation
+    takes constant time.
+    """
+
+    def __init__(self, ttl: float) -> None:
+        self._ttl = ttl
+        self._owners: OrderedDict[bytes, OrderedDict[bytes, tuple[float, str]]] = OrderedDict()
+        self._count = 0
+
+    def add(self, owner_key: bytes, key: bytes, reason: str) -> None:
+        now = time.monotonic()
+        stops = self._owners.setdefault(owner_key, OrderedDict())
+        self._owners.move_to_end(owner_key)
+        if stops.pop(key, None) is None:
+            self._count += 1
+        stops[key] = (now + self._ttl, reason)
+        if len(stops) > EARLY_PER_OWNER:
+            stops.popitem(last=False)
+            self._count -= 1
+        while self._count > EARLY_IN_ALL or self._first_is_old(now):
+            self._count -= len(self._owners.popitem(last=False)[1])
+
+    def take(self, owner_key: bytes, key: bytes) -> str | None:
+        stops = self._owners.get(owner_key)
+        if stops is None or (stop := stops.pop(key, None)) is None:
+            return None
+        self._count -= 1
+        if not stops:
+            del self._owners[owner_key]
+        expires, reason = stop
+        return reason if time.monotonic() < expires else None
+
+    def _first_is_old(self, now: float) -> bool:
+        """Whether all stops of the owner who has been quiet for longest have expired."""
+        stops = next(iter(self._owners.values()))
+        return next(reversed(stops.values()))[0] <= now
+
+
+def keys(stop_id: str, owner: str) -> tuple[bytes, bytes]:
+    """The digests of the owner alone, and of the owner and the id."""
+    if not isinstance(owner, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"owner is the authenticated user's id as a string, not {owner!r}")
+    if not owner:
+        raise ValueError("owner is empty: a stream that anyone may stop is not supported, pass the user's id")
+    owner_key = blake2b(owner.encode(errors="surrogatepass"), digest_size=8).digest()
+    # No separator is needed between the two, since the first has one size.
+    return owner_key, blake2b(owner_key + stop_id.encode(errors="surrogatepass"), digest_size=16).digest()
+
+
+def _takes_reason(cancel: Callable[..., object]) -> bool:
+    """Whether `cancel` is to be called with `reason=`; TypeError when it can be called neither way.
+
+    Asked when the stream registers, because when the stop comes it is too late to say that it cannot be made.
+    """
+    try:
+        signature = inspect.signature(cancel)
+    except ValueError:  # a builtin that does not tell its arguments
+        return False
+    for arguments in ({"reason": ""}, {}):
+        if "reason" in arguments and "reason" not in signature.parameters:
+            continue  # not into **kwargs: who does not name it does not expect it
+        try:
+            signature.bind(**arguments)
+        except TypeError:
+            continue
+        return bool(arguments)
+    raise TypeError(f"{cancel!r} can be called neither without arguments nor with reason=")
+
+
+async def _log_failure(cancelling: Coroutine[Any, Any, object]) -> None:
+    try:
+        await cancelling
+    except Exception:
+        logger.exception("a stream's cancel coroutine raised, and the stream may go on")
