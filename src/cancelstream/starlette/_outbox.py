@@ -1,0 +1,106 @@
+"""What the one who reads a stream hands to the one who sends it: items, and then the end.
+
+Reading and sending are two tasks, because a client that does not read blocks whoever sends to it, and a stop, a save
+and a closed connection must not wait for that. The outbox holds `LIMIT` items back from a slow client; then the
+reader waits too, so that the model is not read faster than the client reads. A stop lifts the limit, because a reader
+that has been stopped must come to its end; a client that is gone empties it, because nobody will have the items.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Self
+
+__all__ = ("Outbox", "StreamEnd")
+
+LIMIT: Final = 64
+"""Items that may wait for the client: a second or so of a model that writes fast."""
+
+
+@dataclass(frozen=True)
+class StreamEnd:
+    """How a stream ended; what its last event tells.
+
+    Attributes:
+        state: `'complete'`, `'interrupted'` or `'failed'`.
+        reason: Why it was interrupted, `None` if it was not.
+        usage: Its counts of tokens with their bounds and sources, as JSON; `None` if it keeps no account.
+        provenance: Where the counts came from: `'reported'`, `'estimated'`, `'mixed'` or `'unknown'`.
+        characters: How many characters of text arrived.
+        error: What it failed with. Sent to nobody, unless an encoder of yours does.
+    """
+
+    state: Literal["complete", "interrupted", "failed"]
+    reason: str | None
+    usage: dict[str, Any] | None
+    provenance: str
+    characters: int
+    error: Exception | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it but the error."""
+        return {
+            "state": self.state,
+            "reason": self.reason,
+            "usage": self.usage,
+            "provenance": self.provenance,
+            "characters": self.characters,
+        }
+
+
+class Outbox:
+    """Items from one task to another, in batches. In one event loop.
+
+    Attributes:
+        end: How the stream ended; not `None` once the iteration is over.
+    """
+
+    end: StreamEnd | None = None
+
+    def __init__(self) -> None:
+        self._items: list[Any] = []
+        self._limit: float = LIMIT
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._dropping = False
+
+    async def put(self, item: Any) -> None:
+        """Hand over an item, and wait while too many wait for the client."""
+        if self._dropping:
+            return
+        self._items.append(item)
+        self._news.set()
+        while len(self._items) >= self._limit:
+            self._room.clear()
+            await self._room.wait()
+
+    def lift(self) -> None:
+        """Never let `put` wait any more."""
+        self._limit = float("inf")
+        self._room.set()
+
+    def drop(self) -> None:
+        """The client is gone: forget the items, and those to come."""
+        self._dropping = True
+        self._items.clear()
+        self.lift()
+
+    def close(self, end: StreamEnd) -> None:
+        """No item follows."""
+        self.end = end
+        self._news.set()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[Any]:
+        """All items that are there, as soon as there are any; the end when it is closed and all are taken."""
+        while not self._items:
+            if self.end is not None:
+                raise StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
+        batch, self._items = self._items, []
+        self._room.set()
+        return batch

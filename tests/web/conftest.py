@@ -1,0 +1,21 @@
+"""Fixtures of the web tests."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# What the tests here share is a module beside them, and the import mode adds no folder to the path.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from web_support import RedisServer
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    """A redis-server of the test's own; the test is skipped where none is installed."""
+    with RedisServer() as server:
+        yield server
