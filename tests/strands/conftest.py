@@ -1,0 +1,11 @@
+"""Fixtures of the strands tests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# What the tests here share is a module beside them. This folder cannot be a package: it would pass for `strands`.
+# The server for HTTP/2 is the engine tests', and the one for applications is the web tests'.
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "engine"), str(HERE.parent / "web")]

@@ -1,0 +1,82 @@
+"""A strands agent behind a web application: the client that leaves, and the example."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("strands", reason="needs cancelstream[strands]")
+pytest.importorskip("starlette", reason="needs cancelstream[starlette]")
+pytest.importorskip("uvicorn", reason="needs cancelstream[serve]")
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.routing import Route
+from strands_support import AGAIN, LIMIT, STUCK, agent_for, check_free, record_of
+from web_support import AppServer, Client
+
+from cancelstream.starlette import CancellableEventResponse
+from cancelstream.strands import CancellableAgentStream, stream_async
+from cancelstream.testing._plugin import StartServer
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+async def test_a_client_that_leaves(scripted_server: StartServer):
+    """The provider is told, what the client was sent is kept, and the agent answers the next question."""
+    model = scripted_server(STUCK, AGAIN)
+    agent = agent_for(model)
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    results: list[CancellableAgentStream] = []
+
+    def on_end(result: CancellableAgentStream) -> None:
+        results.append(result)
+        loop.call_soon_threadsafe(ended.set)
+
+    async def chat(request: Request) -> CancellableEventResponse:
+        return CancellableEventResponse(lambda: stream_async(agent, "count"), on_end=on_end)
+
+    with AppServer(Starlette(routes=[Route("/", chat, methods=["POST"])])) as server:
+        async with Client.post(server.port, "/") as client:
+            assert await client.event() == ("start", {"stop_id": None})
+            assert [await client.event(), await client.event()] == [
+                ("message", {"delta": "one"}),
+                ("message", {"delta": " two"}),
+            ]
+        assert await model.records[0].until_disconnected(LIMIT)
+        await asyncio.wait_for(ended.wait(), LIMIT)
+    assert results[0].cancel_reason == "client_disconnect"
+    assert agent.messages[-1]["content"] == [{"text": "one two"}]
+    assert record_of(agent.messages[-1])["reason"] == "client_disconnect"
+    await check_free(agent)
+
+
+def test_the_example():
+    """It answers, is stopped, and answers again; what was shown is what was kept."""
+    pytest.importorskip("fastapi", reason="needs fastapi")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / "strands_fastapi.py"],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    ends = [json.loads(lines[at + 1].removeprefix("data: ")) for at, line in enumerate(lines) if line == "event: end"]
+    assert [(end["state"], end["reason"]) for end in ends] == [
+        ("complete", None),
+        ("interrupted", "user"),
+        ("complete", None),
+    ]
+    assert "-> stop: 202 {'status': 'accepted'}" in lines
+    assert lines[-2] == "the provider saw the client leave: FIN"
+    kept = json.loads(lines[-1].removeprefix("kept: "))
+    assert kept["reason"] == "user"
+    assert kept["content"][0]["text"].startswith("A river begins")
