@@ -1,0 +1,91 @@
+"""The command `cancelstream`: `demo`, `serve` and `usage`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+__all__ = ("main",)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cancelstream", description="Stop a streaming LLM response, and see exactly what was stopped."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="stream an answer, stop it, and show what was stopped")
+    demo.add_argument(
+        "--after",
+        type=_positive,
+        default=15,
+        metavar="N",
+        help="stop after N pieces of text; Ctrl-C stops earlier (default: 15)",
+    )
+    _add_model(demo)
+
+    serve = commands.add_parser("serve", help="a chat page with a Send and a Stop button")
+    _add_model(serve)
+    serve.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
+    serve.add_argument("--port", type=int, default=8000, help="the port to listen on (default: 8000)")
+    serve.add_argument("--redis", metavar="URL", help="stop across workers and machines through this Redis")
+    serve.add_argument("--workers", type=_positive, default=1, metavar="N", help="worker processes; more need --redis")
+
+    usage = commands.add_parser("usage", help="the tokens and the cost of recorded messages")
+    usage.add_argument("file", type=Path, metavar="FILE", help="messages as JSON, as `all_messages_json()` gives them")
+    return parser
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", metavar="NAME", help="a real model (default: a scripted server on this machine)")
+    command.add_argument("--base-url", metavar="URL", help="where an OpenAI-compatible server of that model listens")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status.
+
+    Args:
+        arguments: The command line without the program's name, by default this process's own.
+    """
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if given.command != "usage" and given.base_url and not given.model:
+        parser.error("--base-url needs --model NAME: the server has to be told which model is meant")
+    match given.command:
+        case "demo":
+            from ._demo.stop import main as demo
+
+            return demo(after=given.after, model=given.model, base_url=given.base_url)
+        case "serve":
+            if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
+                parser.error(f"serve needs {' and '.join(missing)}: pip install 'cancelstream[serve]'")
+            if given.workers > 1 and not given.redis:
+                parser.error("--workers N needs --redis URL: without it a stop reaches only the worker it came to")
+            from ._demo.serve import main as serve
+
+            return serve(
+                host=given.host,
+                port=given.port,
+                model=given.model,
+                base_url=given.base_url,
+                redis=given.redis,
+                workers=given.workers,
+            )
+        case _:
+            from ._demo.usage_table import print_usage
+
+            return print_usage(given.file)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""`cancelstream serve`: a chat page with a Send and a Stop button, on a server of this machine.
+
+By default the provider is a scripted server in this process, which all workers ask; with a real model the same page
+and the same code run. Each worker process builds the application anew (`application`), from settings that it finds in
+its environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Final
+
+import uvicorn
+from openai import AsyncOpenAI, OpenAIError
+from pydantic_ai import Agent
+from pydantic_ai.exceptions import UserError
+from pydantic_ai.models import Model, infer_model
+from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.providers.openai import OpenAIProvider
+from starlette.applications import Starlette
+
+from ..testing import Answer, ScriptedServer, Text
+from .chat import chat_application
+
+__all__ = ("application", "main")
+
+SETTINGS: Final = "CANCELSTREAM_SERVE"
+"""The environment variable in which the workers find their settings."""
+
+LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+
+ANSWERS: Final = (
+    "A river begins as water that has nowhere else to go. Rain falls on a hill, gathers in a fold of the ground, and "
+    "starts to move. Where two folds meet there is a stream, where streams meet there is a river, and on its way to "
+    "the sea it wears down whatever stands in its path, a grain at a time, for as long as it rains.\n\nMost of this "
+    "goes unseen. A river that looks still in summer carries a hill away in a thousand years, and leaves the valley "
+    "that everyone takes for granted.",
+    "Going on from there: the water finds the lowest way, and the lowest way becomes a valley. Where the ground is "
+    "hard the valley is narrow and the river loud; where it is soft the river wanders, cuts through its own bends, "
+    "and leaves lakes behind that remember where it was.",
+    "That depends on the rock. Granite gives a river its steps and its pools, chalk lets it sink and come up again "
+    "miles away, and clay holds it at the surface, brown and slow, between willows.",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a worker has to know."""
+
+    model: str | None
+    base_url: str | None
+    redis: str | None
+
+
+def main(*, host: str, port: int, model: str | None, base_url: str | None, redis: str | None, workers: int) -> int:
+    """Serve the page until the process is told to end.
+
+    Args:
+        host: The address to listen on.
+        port: The port to listen on.
+        model: A real model, by name; `None` for the scripted server.
+        base_url: Where an OpenAI-compatible server of that model listens.
+        redis: The Redis through which workers tell each other of stops, and in which conversations are kept.
+        workers: How many processes serve.
+
+    Returns:
+        The exit status: 0, or 2 if the provider or Redis cannot be used.
+    """
+    with ExitStack() as stack:
+        if model is None:
+            answers = (Answer(Text.words(answer, gap=0.05)) for answer in ANSWERS)
+            base_url = stack.enter_context(ScriptedServer(*answers, repeat=True)).base_url
+        settings = Settings(model, base_url, redis)
+        try:
+            _model(settings)  # what is wrong is told here and not by each worker
+            _check_redis(redis)
+        except (ImportError, OpenAIError, UserError, ValueError) as error:
+            print(f"cancelstream: {error}", file=sys.stderr)
+            return 2
+        os.environ[SETTINGS] = json.dumps(asdict(settings))
+        print(f"cancelstream: http://{host}:{port}/ (Ctrl-C ends)", flush=True)
+        if host not in LOOPBACK:
+            print("cancelstream: this page knows no passwords: who can reach it can use the model", file=sys.stderr)
+        uvicorn.run(
+            "cancelstream._demo.serve:application",
+            factory=True,
+            host=host,
+            port=port,
+            workers=workers,
+            log_level="warning",
+        )
+    return 0
+
+
+def application() -> Starlette:
+    """The application of one worker process."""
+    settings = Settings(**json.loads(os.environ[SETTINGS]))
+    return chat_application(Agent(_model(settings)), redis=settings.redis)
+
+
+def _model(settings: Settings) -> Model:
+    if settings.model is not None and settings.base_url is None:
+        return infer_model(settings.model)
+    key = os.environ.get("OPENAI_API_KEY") or "none"  # a server of one's own may ask for none
+    client = AsyncOpenAI(base_url=settings.base_url, api_key=key, max_retries=0)
+    return OpenAIChatModel(settings.model or "gpt-4o", provider=OpenAIProvider(openai_client=client))
+
+
+def _check_redis(url: str | None) -> None:
+    if url is None:
+        return
+    try:
+        from redis import Redis, RedisError
+    except ImportError:
+        raise ImportError("--redis needs redis: pip install 'cancelstream[redis]'") from None
+    with Redis.from_url(url, socket_connect_timeout=2) as client:  # pyright: ignore[reportUnknownMemberType]
+        try:
+            client.ping()  # pyright: ignore[reportUnknownMemberType]
+        except RedisError as error:
+            raise ValueError(f"the Redis at {url} does not answer: {error}") from None
