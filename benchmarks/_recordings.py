@@ -1,0 +1,202 @@
+"""Recorded provider traffic, read for `usage_accuracy.py`: one JSON object a line, streams or whole exchanges."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic_ai.messages import (
+    NativeToolCallPart,
+    PartDeltaEvent,
+    PartStartEvent,
+    TextPart,
+    TextPartDelta,
+    ThinkingPart,
+    ToolCallPart,
+    ToolCallPartDelta,
+)
+
+from cancelstream._usage import Count, Meter
+
+OPENAI_APIS = ("openai-chat", "openai-responses")
+Row = dict[str, Any]
+
+
+def load(paths: list[Path]) -> tuple[list[Case], list[Row]]:
+    """The streams, and everything with a request, that can be judged by: what is `suspect` is left out."""
+    lines = (line for path in paths for line in path.read_text(encoding="utf-8").split("\n") if line)
+    rows = [json.loads(restored(line)) for line in lines]
+    rows = [row for row in rows if not row["suspect"] and row["tokens"]]
+    streams = (row for row in rows if "sse" in row and row["api"] in (*OPENAI_APIS, "anthropic", "google"))
+    return [Case(row) for row in streams], rows
+
+
+def restored(line: str) -> str:
+    """The line with as many characters as were elided from it: only their number matters to the meter."""
+    return re.sub(r"<elided (\d+) chars>", lambda match: "x" * int(match[1]), line)
+
+
+def is_openai(row: Row) -> bool:
+    """Whether OpenAI itself answered, or Microsoft for it."""
+    host = row["host"] or ""
+    return row["api"] in OPENAI_APIS and (host in ("api.openai.com", "openai") or "azure" in host)
+
+
+def about(row: Row) -> str:
+    return f"{row['id']} {row['repo']} {row['host']} {row['model']}"
+
+
+def reported_output(row: Row) -> int:
+    """The output that was reported, with the reasoning that some report beside it."""
+    output, reasoning = row["tokens"]["output"], row["tokens"]["reasoning"] or 0
+    return output + reasoning if reasoning > output else output
+
+
+def kind_of_request(row: Row) -> str:
+    request, chat = row["request"], row["api"] == "openai-chat"
+    if request.get("tools") or request.get("functions"):
+        return "function tools, chat" if chat else "function tools, Responses"
+    wanted = request.get("response_format") if chat else (request.get("text") or {}).get("format")
+    if wanted and wanted.get("type") == "json_schema":
+        return "response schema"
+    return "text, chat" if chat else "text, Responses"
+
+
+def input_of(row: Row) -> Count:
+    """The estimate of a recorded request to OpenAI."""
+    meter = Meter.for_openai(row["request"], api=row["api"], model=row["model"])
+    meter.sent()
+    return meter.usage.input
+
+
+@dataclass
+class Case:
+    """A recorded stream, ready to be fed to a meter without what its provider reported."""
+
+    row: Row
+
+    @cached_property
+    def events(self) -> list[Any]:
+        """Raw chunks for OpenAI's formats, pydantic-ai's events for the others."""
+        payloads = list(payloads_of(self.row))
+        match self.row["api"]:
+            case "anthropic":
+                return [event for payload in payloads for event in from_anthropic(payload)]
+            case "google":
+                return [event for payload in payloads for event in from_google(payload)]
+            case _:
+                return [without_usage(payload) for payload in payloads]
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """For each event, the text it adds."""
+        return [text_of(event) or "" for event in self.events]
+
+    @cached_property
+    def choices(self) -> int:
+        """How many answers the stream holds; two that are interleaved have no one prefix to count."""
+        chunks = (event for event in self.events if isinstance(event, dict))
+        return max(1, len({choice.get("index") for chunk in chunks for choice in chunk.get("choices") or []}))
+
+    @cached_property
+    def shape(self) -> str:
+        """`text`, `one call` or `other`."""
+        meter = self.fed(self.events)
+        seen = meter._seen
+        if seen.natives or seen.thinking:
+            return "other"
+        if not seen.calls:
+            return "text" if seen.text else "other"
+        return "one call" if len(seen.calls) == 1 and not seen.text else "other"
+
+    def fed(self, events: list[Any]) -> Meter:
+        row = self.row
+        if row["api"] in OPENAI_APIS:
+            meter = Meter.for_openai(row["request"], api=row["api"], model=row["model"])
+        else:
+            meter = Meter(model=row["model"], provider=row["api"], provider_url=None)
+        meter.sent()
+        for event in events:
+            if isinstance(event, dict):
+                meter.feed_chunk(event)
+            else:
+                meter.feed_event(event)
+        return meter
+
+    def output(self, events: list[Any], *, ended: bool) -> Count:
+        """The output count of these events, cut after the last of them or ended with it."""
+        meter = self.fed(events)
+        meter.settle(ended=ended)
+        return meter.usage.output
+
+
+def payloads_of(row: Row) -> Iterator[Row]:
+    for line in row["sse"]:
+        try:
+            payload = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(payload, dict):
+            yield payload
+
+
+def without_usage(payload: Row) -> Row:
+    payload = {name: value for name, value in payload.items() if name not in ("usage", "x_groq")}
+    if isinstance(payload.get("response"), dict):
+        payload["response"] = {**payload["response"], "usage": None}
+    return payload
+
+
+def from_anthropic(payload: Row) -> Iterator[Any]:
+    index = payload.get("index", 0)
+    block, delta = payload.get("content_block") or {}, payload.get("delta") or {}
+    match block.get("type"):
+        case None:
+            pass
+        case "text":
+            yield PartStartEvent(index=index, part=TextPart(block.get("text") or ""))
+        case "thinking":
+            yield PartStartEvent(index=index, part=ThinkingPart(block.get("thinking") or ""))
+        case "redacted_thinking":
+            yield PartStartEvent(index=index, part=ThinkingPart("", signature=block.get("data") or "sealed"))
+        case "tool_use":
+            yield PartStartEvent(index=index, part=ToolCallPart(block["name"]))
+        case native:
+            yield PartStartEvent(index=index, part=NativeToolCallPart(native))
+    match delta.get("type"):
+        case "text_delta":
+            yield PartDeltaEvent(index=index, delta=TextPartDelta(delta["text"]))
+        case "thinking_delta":
+            yield PartStartEvent(index=index, part=ThinkingPart(delta["thinking"]))
+        case "input_json_delta":
+            yield PartDeltaEvent(index=index, delta=ToolCallPartDelta(args_delta=delta["partial_json"]))
+        case _:
+            pass
+
+
+def from_google(payload: Row) -> Iterator[Any]:
+    for candidate in payload.get("candidates") or []:
+        for index, part in enumerate((candidate.get("content") or {}).get("parts") or []):
+            if part.get("text"):
+                kind = ThinkingPart if part.get("thought") else TextPart
+                yield PartStartEvent(index=index, part=kind(part["text"]))
+            elif call := part.get("functionCall"):
+                yield PartStartEvent(index=index, part=ToolCallPart(call.get("name") or "", call.get("args") or {}))
+            elif part:
+                yield PartStartEvent(index=index, part=NativeToolCallPart("native"))
+
+
+def text_of(event: Any) -> str | None:
+    if isinstance(event, PartDeltaEvent):
+        return event.delta.content_delta if isinstance(event.delta, TextPartDelta) else None
+    if isinstance(event, PartStartEvent):
+        return event.part.content if isinstance(event.part, TextPart) else None
+    if event.get("type") == "response.output_text.delta":
+        return event["delta"]
+    choices = event.get("choices") or []
+    return (choices[0].get("delta") or {}).get("content") if len(choices) == 1 else None

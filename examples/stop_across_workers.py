@@ -1,0 +1,100 @@
+"""Stop a stream from another process, through Redis.
+
+    python examples/stop_across_workers.py [redis://...]
+
+One process streams an answer, another one stops it, as two workers of a web application do when the Stop button's
+request comes to the other one. Without a URL it starts a redis-server of its own. It needs no key: the provider is a
+scripted one on this machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+from openai import AsyncOpenAI
+from pydantic_ai import Agent
+from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.providers.openai import OpenAIProvider
+
+from cancelstream import run_stream
+from cancelstream.redis import RedisStopRegistry
+from cancelstream.testing import Answer, ScriptedServer, Text
+
+OWNER = "ada"
+
+
+async def stream(redis: str, stop_ids: multiprocessing.Queue[str]) -> None:
+    """The worker that has the stream."""
+    words = "A river begins as water that has nowhere else to go. " * 20
+    with ScriptedServer(Answer(Text.words(words.strip(), gap=0.05))) as provider:
+        async with (
+            AsyncOpenAI(base_url=provider.base_url, api_key="none") as client,
+            RedisStopRegistry.from_url(redis) as registry,
+        ):
+            agent = Agent(OpenAIChatModel("gpt-4o", provider=OpenAIProvider(openai_client=client)))
+            run = run_stream(agent, "Tell me about rivers.")
+            with registry.register(None, run.cancel, owner=OWNER) as registration:
+                stop_ids.put(registration.stop_id)
+                async with run as result:
+                    async for text in result.stream_text(delta=True):
+                        print(text, end="", flush=True)
+            print(f"\nworker A: {result.response.state}, reason {result.cancel_reason!r}")
+
+
+async def stop(redis: str, stop_id: str) -> None:
+    """The worker that gets the stop."""
+    registry = RedisStopRegistry.from_url(redis)
+    async with registry:
+        print(f"\nworker B: a stranger stops it: {await registry.stop(stop_id, owner='somebody else')}", end="")
+        await asyncio.sleep(0.5)
+        print(f"\nworker B: its owner stops it: {await registry.stop(stop_id, owner=OWNER)}", end="", flush=True)
+
+
+def worker_b(redis: str, stop_ids: multiprocessing.Queue[str]) -> None:
+    stop_id = stop_ids.get(timeout=30)
+    time.sleep(1)
+    asyncio.run(stop(redis, stop_id))
+
+
+@contextlib.contextmanager
+def a_redis() -> Iterator[str]:
+    """A redis-server for a moment, which keeps nothing."""
+    program = shutil.which("redis-server")
+    if program is None:
+        sys.exit("There is no redis-server here: install one (apt-get install redis-server), or give a URL.")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with subprocess.Popen(
+        [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            next(line for line in process.stdout if "eady to accept connections" in line)
+            yield f"redis://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+def main() -> None:
+    with contextlib.nullcontext(sys.argv[1]) if len(sys.argv) > 1 else a_redis() as redis:
+        context = multiprocessing.get_context("spawn")
+        stop_ids = context.Queue()
+        other = context.Process(target=worker_b, args=(redis, stop_ids))
+        other.start()
+        asyncio.run(stream(redis, stop_ids))
+        other.join(30)
+
+
+if __name__ == "__main__":
+    main()
