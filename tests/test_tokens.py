@@ -7,6 +7,8 @@ import hashlib
 import socket
 import sys
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,10 +29,13 @@ TEXTS = {
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is loaded yet."""
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing is loaded yet, and no other test's loading goes on, nor does this one's after it."""
+    _wait_for_loaders()
     monkeypatch.setattr(_tokens, "_loaded", {})
     monkeypatch.setattr(_tokens, "_loading", {})
+    yield
+    _wait_for_loaders()
 
 
 @pytest.fixture
@@ -81,6 +86,12 @@ def wait_until_loaded(name: str) -> None:
     thread = _tokens._loading[name]
     thread.join(LIMIT)
     assert not thread.is_alive()
+
+
+def _wait_for_loaders() -> None:
+    for name, thread in list(_tokens._loading.items()):
+        if thread.is_alive():
+            wait_until_loaded(name)
 
 
 # --- splintr ------------------------------------------------------------------------------------------------------
@@ -242,6 +253,31 @@ def test_a_vocabulary_is_loaded_once(monkeypatch: pytest.MonkeyPatch):
     assert sorted(loads) == ["llama3", "o200k_base"]
 
 
+def test_a_stand_in_that_is_loading_already(monkeypatch: pytest.MonkeyPatch):
+    """A loader that needs the stand-in waits for the thread that is loading it, and so does `load()`."""
+    begun, go, loads = threading.Event(), threading.Event(), []
+
+    def slow(name: str) -> _tokens.Tokenizer | None:
+        loads.append(name)
+        if name != _tokens.STAND_IN:
+            return None
+        begun.set()
+        assert go.wait(LIMIT)
+        return lambda text: _tokens.VOCABULARIES[name]
+
+    monkeypatch.setattr(_tokens, "_from_splintr", slow)
+    monkeypatch.setattr(_tokens, "_from_tiktoken", lambda name: None)
+    _tokens.preload(_tokens.STAND_IN)
+    assert begun.wait(LIMIT)
+    _tokens.preload("llama3")
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(_tokens.load, _tokens.STAND_IN)
+        go.set()
+        assert asked.result(LIMIT) is not None
+    wait_until_loaded("llama3")
+    assert loads == [_tokens.STAND_IN, "llama3"]
+
+
 def test_two_threads_that_ask_at_once(monkeypatch: pytest.MonkeyPatch):
     """Of two that find it not loading, the second to say so starts nothing."""
     first = threading.Thread(target=lambda: None)
@@ -267,14 +303,18 @@ def test_another_vocabulary_stands_in(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_forked_child_loads_again(monkeypatch: pytest.MonkeyPatch):
-    """The threads of the parent are gone in a child, and what they had not finished is begun anew."""
+    """The threads of the parent are gone in a child, with what they held; what they had not finished is begun anew."""
     gone = threading.Thread(target=lambda: None)
     gone.start()
     gone.join(LIMIT)
     _tokens._loading.update(half=gone, whole=gone)
     _tokens._loaded["whole"] = None
-    _tokens._forget_unfinished()
-    assert list(_tokens._loading) == ["whole"]
+    held = threading.Lock()
+    monkeypatch.setattr(_tokens, "_one_at_a_time", held)
+    with held:
+        _tokens._forget_unfinished()
+        assert list(_tokens._loading) == ["whole"]
+        assert _tokens.load("half") is None
 
 
 # --- without a tokenizer ------------------------------------------------------------------------------------------

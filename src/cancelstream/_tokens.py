@@ -61,6 +61,9 @@ _loaded: dict[str, Tokenizer | None] = {}
 
 _loading: dict[str, threading.Thread] = {}
 
+_one_at_a_time = threading.Lock()
+"""Held while a vocabulary is built, which holds the interpreter anyway: two builders would only do it twice."""
+
 
 def tokenizer(name: str) -> Tokenizer | None:
     """The tokenizer of that vocabulary if it is loaded by now, else `None`. Never waits; any thread may call it."""
@@ -82,7 +85,10 @@ def load(name: str) -> Tokenizer | None:
     Blocks: for a command, a benchmark or a thread, never for an event loop.
     """
     if name not in _loaded:
-        _loaded[name] = _checked(_from_splintr(name), name) or _checked(_from_tiktoken(name), name)
+        with _one_at_a_time:
+            # Another thread may have loaded it meanwhile: its own loader, or another vocabulary's, to stand in.
+            if name not in _loaded:
+                _loaded[name] = _checked(_from_splintr(name), name) or _checked(_from_tiktoken(name), name)
     return _loaded[name]
 
 
@@ -180,7 +186,9 @@ def _checked(count: Tokenizer | None, name: str) -> Tokenizer | None:
 
 
 def _forget_unfinished() -> None:
-    """A forked child has no loader threads, whatever this table says."""
+    """A forked child has no loader threads, whatever this table says, and nobody to release the lock."""
+    global _one_at_a_time
+    _one_at_a_time = threading.Lock()
     for name in [name for name, thread in _loading.items() if name not in _loaded and not thread.is_alive()]:
         del _loading[name]
 
