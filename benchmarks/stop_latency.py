@@ -53,7 +53,7 @@ MOMENTS = {
     "emitting": Answer(Text(*["word "] * 4000, gap=0.005)),
     "silent": Answer(Text(*["word "] * 5), Silence()),
     "no headers": Answer(before_headers=Silence()),
-    "client stalls": Answer(Text(*["x" * 32_768] * 400), Silence()),
+    "client stalls": Answer(Text(*["word " * 800] * 400), Silence()),
 }
 LIVE = Answer(Text(*["word "] * 1000, gap=5.0))
 """What the other streams do: a piece every five seconds each."""
@@ -77,7 +77,7 @@ def serve_model(moment: str, pipe: Connection) -> None:
                 pipe.send(record.wait_disconnected(20))
 
 
-def serve_worker(port: int, redis: str) -> None:  # noqa: C901 - five routes that share a little
+def serve_worker(listening: socket.socket, redis: str) -> None:  # noqa: C901 - five routes that share a little
     registry = RedisStopRegistry.from_url(redis, stop_timeout=10)
     clients: dict[str, AsyncOpenAI] = {}
     saved = 0
@@ -125,7 +125,7 @@ def serve_worker(port: int, redis: str) -> None:  # noqa: C901 - five routes tha
         ],
         lifespan=lifespan(registry),
     )
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", backlog=4096)
+    uvicorn.Server(uvicorn.Config(app, log_level="error")).run([listening])
 
 
 class Model:
@@ -181,19 +181,18 @@ def redis_server():
 
 @contextlib.contextmanager
 def workers(redis: str):
-    ports = [free_port(), free_port()]
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=serve_worker, args=(port, redis), daemon=True) for port in ports]
-    for process in processes:
-        process.start()
+    with socket.socket() as a, socket.socket() as b:
+        for listening in (a, b):
+            # The connections have it from these: a client that does not read is felt soon, not after some megabytes.
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)
+            listening.bind(("127.0.0.1", 0))
+            listening.listen(4096)
+        ports = [listening.getsockname()[1] for listening in (a, b)]
+        processes = [context.Process(target=serve_worker, args=(listening, redis), daemon=True) for listening in (a, b)]
+        for process in processes:
+            process.start()
     try:
-        for port in ports:
-            for _ in range(1200):
-                try:
-                    socket.create_connection(("127.0.0.1", port), 1).close()
-                    break
-                except OSError:
-                    time.sleep(0.05)
         yield ports
     finally:
         for process in processes:

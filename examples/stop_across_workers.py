@@ -16,8 +16,8 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from multiprocessing.synchronize import Event
 
 from openai import AsyncOpenAI
 from pydantic_ai import Agent
@@ -31,7 +31,7 @@ from cancelstream.testing import Answer, ScriptedServer, Text
 OWNER = "ada"
 
 
-async def stream(redis: str, stop_ids: multiprocessing.Queue[str]) -> None:
+async def stream(redis: str, stop_ids: multiprocessing.Queue[str], word: Event) -> None:
     """The worker that has the stream."""
     words = "A river begins as water that has nowhere else to go. " * 20
     with ScriptedServer(Answer(Text.words(words.strip(), gap=0.05))) as provider:
@@ -46,22 +46,30 @@ async def stream(redis: str, stop_ids: multiprocessing.Queue[str]) -> None:
                 async with run as result:
                     async for text in result.stream_text(delta=True):
                         print(text, end="", flush=True)
+                        word.set()
             print(f"\nworker A: {result.response.state}, reason {result.cancel_reason!r}")
 
 
-async def stop(redis: str, stop_id: str) -> None:
+async def stop(redis: str, stop_id: str, word: Event) -> None:
     """The worker that gets the stop."""
-    registry = RedisStopRegistry.from_url(redis)
-    async with registry:
-        print(f"\nworker B: a stranger stops it: {await registry.stop(stop_id, owner='somebody else')}", end="")
-        await asyncio.sleep(0.5)
-        print(f"\nworker B: its owner stops it: {await registry.stop(stop_id, owner=OWNER)}", end="", flush=True)
+    async with RedisStopRegistry.from_url(redis) as registry:
+        wait_for_words(word)
+        stopped = await registry.stop(stop_id, owner="somebody else")
+        print(f"\nworker B: a stranger stops it: {stopped}", flush=True)
+        wait_for_words(word)
+        print("\nworker B: its owner stops it: ", end="", flush=True)
+        print(await registry.stop(stop_id, owner=OWNER), end="", flush=True)
 
 
-def worker_b(redis: str, stop_ids: multiprocessing.Queue[str]) -> None:
-    stop_id = stop_ids.get(timeout=30)
-    time.sleep(1)
-    asyncio.run(stop(redis, stop_id))
+def wait_for_words(word: Event) -> None:
+    for _ in range(12):
+        word.clear()
+        word.wait(30)
+
+
+def worker_b(redis: str, stop_ids: multiprocessing.Queue[str], word: Event, ready: Event) -> None:
+    ready.set()
+    asyncio.run(stop(redis, stop_ids.get(timeout=30), word))
 
 
 @contextlib.contextmanager
@@ -89,10 +97,11 @@ def a_redis() -> Iterator[str]:
 def main() -> None:
     with contextlib.nullcontext(sys.argv[1]) if len(sys.argv) > 1 else a_redis() as redis:
         context = multiprocessing.get_context("spawn")
-        stop_ids = context.Queue()
-        other = context.Process(target=worker_b, args=(redis, stop_ids))
+        stop_ids, word, ready = context.Queue(), context.Event(), context.Event()
+        other = context.Process(target=worker_b, args=(redis, stop_ids, word, ready))
         other.start()
-        asyncio.run(stream(redis, stop_ids))
+        ready.wait(60)
+        asyncio.run(stream(redis, stop_ids, word))
         other.join(30)
 
 

@@ -11,7 +11,14 @@ import pytest
 # What the tests here share is a module beside them, and the import mode adds no folder to the path.
 sys.path.insert(0, str(Path(__file__).parent))
 
+import web_processes
 from web_support import RedisServer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _imports() -> None:
+    """Made beside the first tests, for those that start processes."""
+    web_processes.prepare()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("starlette", reason="needs cancelstream[starlette]")
 
-from web_support import ServerProcess
+from web_processes import ServerProcess, on_hypercorn
 
 from cancelstream.testing import Answer, ScriptedServer, Silence, Text
 
@@ -21,7 +21,7 @@ async def test_under_hypercorn(tmp_path: Path) -> None:
     hello = Answer(Text("Hello"), Silence())
     with (
         ScriptedServer(hello, hello, Answer(before_headers=Silence()), hello) as model,
-        ServerProcess(model.base_url, tmp_path / "saved", server="hypercorn") as server,
+        ServerProcess(model.base_url, tmp_path / "saved", server=on_hypercorn) as server,
     ):
         async with server.post("/chat") as client:
             assert [(await client.event())[0] for _ in range(2)] == ["start", "message"]

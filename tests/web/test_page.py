@@ -11,7 +11,8 @@ import pytest
 
 pytest.importorskip("starlette", reason="needs cancelstream[starlette]")
 
-from web_support import Page, RedisServer
+from web_processes import Page
+from web_support import RedisServer
 
 from cancelstream.testing import Answer, Record, ScriptedServer, Text
 
@@ -50,8 +51,8 @@ def model() -> Generator[ScriptedServer]:
 
 
 @pytest.fixture(scope="module")
-def served(model: ScriptedServer) -> Generator[Page]:
-    with Page(model.base_url) as page:
+def served(model: ScriptedServer, tmp_path_factory: pytest.TempPathFactory) -> Generator[Page]:
+    with Page(tmp_path_factory.mktemp("page") / "output", model.base_url) as page:
         yield page
 
 
@@ -185,8 +186,8 @@ def test_a_second_visitor_sees_nothing_of_the_first(
 
 
 @pytest.fixture
-def workers(model: ScriptedServer, redis_server: RedisServer) -> Generator[Page]:
-    with Page(model.base_url, "--workers", "2", "--redis", redis_server.url) as served:
+def workers(model: ScriptedServer, redis_server: RedisServer, tmp_path: Path) -> Generator[Page]:
+    with Page(tmp_path / "output", model.base_url, "--workers", "2", "--redis", redis_server.url) as served:
         yield served
 
 

@@ -13,7 +13,8 @@ import pytest
 pytest.importorskip("starlette", reason="needs cancelstream[starlette]")
 pytest.importorskip("redis", reason="needs cancelstream[redis]")
 
-from web_support import RedisServer, ServerProcess
+from web_processes import ServerProcess
+from web_support import RedisServer
 
 from cancelstream.testing import Answer, Gate, ScriptedServer, Silence, Text
 

@@ -11,10 +11,8 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import tempfile
 import threading
-import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any, Self
@@ -160,7 +158,15 @@ class Client:
     @classmethod
     @contextlib.asynccontextmanager
     async def post(
-        cls, port: int, path: str, body: bytes = b"", *, method: str = "POST", window: int | None = None, **headers: str
+        cls,
+        port: int,
+        path: str,
+        body: bytes = b"",
+        *,
+        method: str = "POST",
+        window: int | None = None,
+        limit: float = LIMIT,
+        **headers: str,
     ) -> AsyncGenerator[Client]:
         """Send a request and read the head of its response. A small `window` makes a client that stalls soon."""
         raw = socket.socket()
@@ -171,7 +177,7 @@ class Client:
         client = cls(*await asyncio.open_connection(sock=raw, limit=window or 65536))
         try:
             await client.send(path, body, method=method, **headers)
-            await client.read_head()
+            await client.read_head(limit)
             yield client
         finally:
             await client.close()
@@ -187,14 +193,14 @@ class Client:
         self._writer.write((http.send(request) or b"") + (http.send(h11.Data(data=body)) or b""))
         self._writer.write(http.send(h11.EndOfMessage()) or b"")
 
-    async def read_head(self) -> None:
-        event = await self._next()
+    async def read_head(self, limit: float = LIMIT) -> None:
+        event = await self._next(limit)
         assert isinstance(event, h11.Response)
         self.status = event.status_code
         self.headers = {name.decode(): value.decode() for name, value in event.headers}
 
-    async def _next(self) -> Any:
-        async with asyncio.timeout(LIMIT):
+    async def _next(self, limit: float = LIMIT) -> Any:
+        async with asyncio.timeout(limit):
             while (event := self._http.next_event()) is h11.NEED_DATA:
                 self._http.receive_data(await self._reader.read(65536))
         return event
@@ -239,106 +245,3 @@ class Client:
         raw = self._writer.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._writer.transport.abort()
-
-
-class ServerProcess:
-    """A server with `web_app` in a process of its own, on a free port, which can be ended by a signal."""
-
-    def __init__(self, model: str, saved: Path, *, redis: str | None = None, server: str = "uvicorn") -> None:
-        self.port = free_port()
-        self.saved = saved
-        saved.touch()
-        command = {
-            "uvicorn": ["uvicorn", "--host", "127.0.0.1", "--port", str(self.port), "--log-level", "warning"],
-            "hypercorn": ["hypercorn", "--bind", f"127.0.0.1:{self.port}"],
-        }[server]
-        environment = {**os.environ, "MODEL": model, "SAVED": str(saved), "PYTHONPATH": os.pathsep.join(sys.path)}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", *command, "web_app:app"],
-            env={**environment, "REDIS": redis} if redis else environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # with what it starts itself, so that all of it can be ended
-        )
-        self.log = ""
-
-    def __enter__(self) -> Self:
-        deadline = time.monotonic() + 40  # it imports all that an application needs, on a machine that may be busy
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-            except OSError:
-                if self.process.poll() is not None or time.monotonic() > deadline:
-                    self.__exit__()
-                    raise RuntimeError("the server did not start") from None
-                time.sleep(0.02)
-            else:
-                return self
-
-    def end(self, number: signal.Signals) -> float:
-        """Send a signal, wait until the process has ended, and say how many seconds that took."""
-        started = time.monotonic()
-        self.process.send_signal(number)
-        _, self.log = self.process.communicate(timeout=LIMIT)
-        return time.monotonic() - started
-
-    def saves(self) -> list[dict[str, Any]]:
-        """What was saved."""
-        return [json.loads(line) for line in self.saved.read_text().splitlines()]
-
-    async def until_saved(self, number: int) -> list[dict[str, Any]]:
-        """What was saved, once so many were."""
-        async with asyncio.timeout(LIMIT):
-            while len(saves := self.saves()) < number:
-                await asyncio.sleep(0.01)
-        return saves
-
-    def post(self, path: str, body: bytes = b"", **headers: str) -> contextlib.AbstractAsyncContextManager[Client]:
-        return Client.post(self.port, path, body, **{"user": "me", **headers})
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        if self.process.returncode is None:
-            self.process.communicate(timeout=LIMIT)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
-
-
-class Page:
-    """`cancelstream serve` in a process of its own."""
-
-    def __init__(self, model: str, *more: str) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}/"
-        command = [sys.executable, "-m", "cancelstream", "serve", "--port", str(self.port)]
-        self.process = subprocess.Popen(
-            [*command, "--model", "scripted", "--base-url", model, *more],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    def __enter__(self) -> Self:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-            except OSError:
-                if self.process.poll() is not None or time.monotonic() > deadline:
-                    self.__exit__()
-                    raise RuntimeError("the page is not served") from None
-                time.sleep(0.02)
-            else:
-                return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGTERM)
-        try:
-            self.process.wait(LIMIT)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(LIMIT)
