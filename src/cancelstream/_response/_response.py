@@ -35,6 +35,7 @@ from .._openai import text_of
 from .._peekable import PeekableAsyncStream
 from .._state import Event, Life, State, checked_reason
 from .._usage import Meter, ResponseUsage
+from ._direct import read_directly
 from ._source import Events, Source
 
 __all__ = ("LEAVE_TIMEOUT", "CancellableStreamedResponse")
@@ -212,6 +213,7 @@ class CancellableStreamedResponse(StreamedResponse):
             self._context = context
             if self._request_deadline is not None:
                 inner._enforce_request_deadline(self._request_deadline)  # pyright: ignore[reportPrivateUsage]
+            read_directly(inner)
             self._inner = inner
         return self._inner
 
