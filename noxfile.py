@@ -114,7 +114,14 @@ def benchmarks(session: nox.Session) -> None:
 def soak(session: nox.Session) -> None:
     """The long exploration: at least 100,000 interleavings, the faults it must find, the heavy web faults."""
     _install(session, ALL)
-    session.run("pytest", "tests/soak", *session.posargs, env={"CANCELSTREAM_SOAK_RUNS": "100000", **os.environ})
+    session.run(
+        "pytest",
+        "tests/soak",
+        "-o",
+        "faulthandler_timeout=3600",
+        *session.posargs,
+        env={"CANCELSTREAM_SOAK_RUNS": "100000", **os.environ},
+    )
     session.run("pytest", "-m", "soak", "--timeout", "1800", *session.posargs)
 
 

@@ -31,7 +31,7 @@ class _Direct(_Wrapper):  # type: ignore[misc]
 
     async def __anext__(self) -> Any:
         if self._exhausted or self._buffer is not _EMPTY or self._source_iter is None:
-            return await super().__anext__()
+            return await _Wrapper.__anext__(self)
         try:
             return await self._source_iter.__anext__()
         except StopAsyncIteration:
@@ -41,6 +41,6 @@ class _Direct(_Wrapper):  # type: ignore[misc]
 
 def read_directly(inner: StreamedResponse) -> None:
     """Have an open stream, which nobody iterates yet, pull its chunks directly, if it is of a kind that can."""
-    wrapper = getattr(inner, "_response", None)
+    wrapper: Any = getattr(inner, "_response", None)
     if type(wrapper) is _Wrapper and all(hasattr(wrapper, name) for name in _NEEDED):
         wrapper.__class__ = _Direct
