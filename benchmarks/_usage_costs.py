@@ -28,42 +28,44 @@ class Appends:
     def delta(self, piece: str) -> None:
         self.kept.append(piece)
 
-    def chunk(self, chunk: ChatCompletionChunk) -> None:
-        self.kept.append(chunk.choices[0].delta.content or "")
-
 
 def costs(text: str) -> Iterator[str]:
     """A line for each price, of an answer of this text; the best of many runs, taken side by side."""
     pieces = re.findall(r"\s?\S{1,6}|\s+", text)[:1000]
     events = [PartDeltaEvent(index=0, delta=TextPartDelta(piece)) for piece in pieces]
     chunks = [chat_chunk(piece) for piece in pieces]
-    appended, fed, chunk_appended, chunk_fed = fastest(
-        lambda: each(Appends().delta, pieces),
-        lambda: each(meter().feed_event, events),
-        lambda: each(Appends().chunk, chunks),
-        lambda: each(meter().feed_chunk, chunks),
-    )
-    yield compared("a pydantic-ai event / a method that appends the delta", fed, appended, len(pieces), 2.0)
-    yield compared("a raw chunk / a method that appends its text", chunk_fed, chunk_appended, len(pieces), 2.0)
+    for name, feed, items, goal in (
+        ("a pydantic-ai event", lambda: meter().feed_event, events, 2.0),
+        ("a raw chunk of text, after the first", lambda: meter().feed_first(chunks[0]), pieces, 2.0),
+        ("a raw chunk that carries more than text", lambda: meter().feed_chunk, chunks, None),
+    ):
+        appended, fed = fastest(lambda: each(Appends().delta, pieces), partial(feed_all, feed, items))
+        yield compared(f"{name} / a method that appends", fed, appended, len(pieces), goal)
     if (count := _tokens.load("o200k_base")) is not None:
         for length in (1_800, len(text)):
             yield from at_a_cancel(text[:length], count)
 
 
 def at_a_cancel(text: str, count: _tokens.Tokenizer) -> Iterator[str]:
-    tokens, seen, family = count(text), Delivered(), family_of("gpt-4o")
-    seen.text.append(text)
+    tokens, family, deltas = count(text), family_of("gpt-4o"), re.findall(r"\s?\S{1,6}|\s+", text)
+    whole, in_deltas = Delivered(), Delivered()
+    whole.text.append(text)
+    in_deltas.text.extend(deltas)
 
     def settled() -> None:
-        whole = meter()
-        whole.sent()
-        whole._seen.text.extend(("x",) * tokens)
-        whole.settle(parts=[TextPart(text)], reported=RequestUsage(input_tokens=10), ended=False)
+        answer = meter()
+        answer.sent()
+        answer._seen.text.extend(("x",) * tokens)
+        answer.settle(parts=[TextPart(text)], reported=RequestUsage(input_tokens=10), ended=False)
 
     one, output, everything = fastest(
-        partial(count, text), partial(count_answer, seen, deltas=tokens, family=family), settled
+        partial(count, text), partial(count_answer, whole, deltas=tokens, family=family), settled
+    )
+    joined, of_deltas = fastest(
+        lambda: count("".join(deltas)), partial(count_answer, in_deltas, deltas=tokens, family=family)
     )
     yield compared(f"at a cancel, the output count / one tokenizer pass ({tokens} tokens)", output, one, 1, 1.3)
+    yield compared("    of a raw stream / joining its deltas and one tokenizer pass", of_deltas, joined, 1, 1.3)
     yield compared("    and all of settling it, record and usage object included", everything, one, 1, None)
 
 
@@ -76,6 +78,10 @@ def chat_chunk(piece: str) -> ChatCompletionChunk:
     return ChatCompletionChunk.model_validate(
         {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "gpt-4o", "choices": [choice]}
     )
+
+
+def feed_all(start: Callable[[], Callable[[Any], object]], items: list[Any]) -> None:
+    each(start(), items)
 
 
 def each(feed: Callable[[Any], object], items: list[Any]) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, cast
 
-from openai.types.responses import ResponseTextDeltaEvent
-
 from ._delivered import Delivered
 from ._reported import NONE, field_of, from_wire
 
@@ -44,10 +42,6 @@ class Reader:
 
     def read(self, chunk: object) -> None:
         """Read one chunk or event; may raise on a strange one, with what was read before it kept."""
-        if type(chunk) is ResponseTextDeltaEvent:
-            # What a stream of the Responses API consists of, first and fast.
-            self._say(chunk.delta)
-            return
         name = field_of(chunk, "type")
         if isinstance(name, str):
             self._read_event(name, chunk)

@@ -16,7 +16,6 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Self
 
-from openai.types.chat import ChatCompletionChunk
 from pydantic_ai.messages import (
     ModelMessage,
     ModelResponsePart,
@@ -155,21 +154,6 @@ class Meter:
 
     def feed_chunk(self, chunk: object) -> None:
         """Count what one raw chunk or event of OpenAI's SDK carries, as an object or as a `dict`."""
-        # A token of text and nothing else, which is what nearly every chunk is. Its fields are read past pydantic's
-        # `__getattr__`, which takes longer than all the rest.
-        try:
-            if type(chunk) is ChatCompletionChunk:
-                fields = chunk.__dict__
-                (choice,) = fields["choices"]
-                choice = choice.__dict__
-                delta = choice["delta"].__dict__
-                if fields["usage"] is None and delta["tool_calls"] is None and not choice["index"]:
-                    content = delta["content"]
-                    if content and type(content) is str:
-                        self._text.append(content)
-                        return
-        except Exception:  # noqa: BLE001, S110 - it has several choices, or none, or is nonsense
-            pass
         # Whatever a stranger's server sent, counting it must not end the stream.
         with suppress(Exception):
             self._reader.read(chunk)

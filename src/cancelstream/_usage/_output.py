@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from math import ceil
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 
 from ._count import Count
 from ._delivered import Delivered
@@ -34,8 +33,7 @@ _PARAMETER: Final = 13
 """Tokens around each argument of a call of Claude's, which are not written as JSON."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """The counts of an answer, and whether there may be reasoning that it does not show."""
 
     output: Count
@@ -46,7 +44,7 @@ class Answer:
         """This answer, but not below an earlier estimate of it: a tokenizer loaded in between may count fewer."""
         if before.output.plain <= self.output.plain:
             return self
-        return replace(self, output=self.output.at_least(before.output.low, before.output.value))
+        return self._replace(output=self.output.at_least(before.output.low, before.output.value))
 
 
 _NO_REASONING: Final = Count.estimated(0, 0, 0, "none_shown")

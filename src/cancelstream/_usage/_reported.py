@@ -43,6 +43,8 @@ class Reported:
 
 NONE: Final = Reported()
 
+_NO_FIELDS: Final[Mapping[str, Any]] = {}
+
 _NAMED: Final = frozenset(
     {"input_tokens", "output_tokens", "cache_read_tokens", "output_reasoning_tokens", "requests", "tool_calls"}
     | {"unmeasured_requests", "details", "cost"}
@@ -102,9 +104,13 @@ def from_wire(usage: object) -> Reported:
 
 def field_of(value: object, name: str) -> Any:
     """A field of an SDK object or of a `dict`; `None` where there is none."""
-    if isinstance(value, Mapping):
-        return cast("Mapping[str, Any]", value).get(name)
-    return getattr(value, name, None)
+    if isinstance(value, dict):
+        return cast("dict[str, Any]", value).get(name)
+    # Not by `getattr`: pydantic takes microseconds to find out that an object has no such field.
+    found = getattr(value, "__dict__", _NO_FIELDS).get(name)
+    if found is None and (extra := getattr(value, "__pydantic_extra__", None)):
+        found = extra.get(name)
+    return found
 
 
 def _first(usage: object, *names: str) -> int | None:
