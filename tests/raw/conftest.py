@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+import pytest_asyncio
 
 from .support import RECORDINGS, WHY_SKIPPED, WRITTEN, Sent, recorded
 
@@ -19,3 +22,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         streams = recorded()
         mark = pytest.mark.skipif(RECORDINGS is None, reason=WHY_SKIPPED)
         metafunc.parametrize("recorded_streams", [pytest.param(streams, marks=mark, id=f"{len(streams)}")])
+
+
+@pytest_asyncio.fixture
+async def without_debug() -> None:
+    """For streams by the thousand, in memory: debug mode looks after tasks and waits, and takes most of the time."""
+    asyncio.get_running_loop().set_debug(False)

@@ -57,7 +57,7 @@ class Body(httpx2.AsyncByteStream):
 
 # One client for all: there is no connection, and making one takes longer than most streams.
 _answers: list[httpx2.Response] = []
-_client = AsyncOpenAI(
+CLIENT = AsyncOpenAI(
     base_url="http://provider.example/v1",
     api_key="none",
     max_retries=0,
@@ -68,7 +68,10 @@ _client = AsyncOpenAI(
 def client_of(data: bytes) -> AsyncOpenAI:
     """A client that is sent these bytes, once."""
     _answers.append(httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=Body([data])))
-    return _client
+    return CLIENT
+
+
+_created: dict[bool, openai.AsyncStream[Any]] = {}
 
 
 async def stream_of(
@@ -78,17 +81,23 @@ async def stream_of(
     failure: Exception | None = None,
     media: str | None = "text/event-stream",
     encoding: str = "identity",
-    ask: dict[str, Any] | None = None,
+    request: httpx2.Request | None = None,
 ) -> openai.AsyncStream[Any]:
-    """openai's own stream over these bytes, each read by itself."""
+    """openai's own stream over these bytes, each read by itself; made as `create()` makes it, once it has answered."""
+    if responses not in _created:
+        client = client_of(b"")
+        created: Any = (
+            await client.responses.create(**ASK_RESPONSES, stream=True)
+            if responses
+            else await client.chat.completions.create(**ASK, stream=True)
+        )
+        await created.close()
+        _created[responses] = created
+    like = _created[responses]
     headers = {"content-encoding": encoding} | ({} if media is None else {"content-type": media})
     body = Body([reads] if isinstance(reads, bytes) else reads, failure)
-    _answers.append(httpx2.Response(200, headers=headers, stream=body))
-    if responses:
-        stream: Any = await _client.responses.create(**{**ASK_RESPONSES, **(ask or {})}, stream=True)
-    else:
-        stream = await _client.chat.completions.create(**{**ASK, **(ask or {})}, stream=True)
-    return stream
+    response = httpx2.Response(200, headers=headers, stream=body, request=request or like.response.request)
+    return openai.AsyncStream(cast_to=like._cast_to, response=response, client=CLIENT, options=like._options)
 
 
 def chat(*choices: dict[str, Any], **fields: Any) -> str:

@@ -27,6 +27,8 @@ from .support import Sent, by_name, client_of, stream_of
 ASKED: list[ModelMessage] = [ModelRequest(parts=[UserPromptPart("Hi")])]
 DONE = b"data: [DONE]\n\n"
 
+pytestmark = pytest.mark.usefixtures("without_debug")
+
 PYDANTIC_DIFFERS = {
     "several choices": "it reads the first choice of every chunk, whichever it is",
     "usage in every chunk": "it adds up what are totals",
@@ -112,6 +114,7 @@ async def test_events_are_pydantic_ais(sent: Sent) -> None:
     await check_events(sent)
 
 
+@pytest.mark.timeout(600)
 async def test_events_of_recorded_streams_are_pydantic_ais(recorded_streams: tuple[Sent, ...]) -> None:
     """The same for what real providers sent."""
     for sent in recorded_streams:
@@ -161,6 +164,7 @@ async def test_every_reading_leaves_the_same_behind(sent: Sent) -> None:
     await check_readings(sent, [data[n : n + 50] for n in range(0, len(data), 50)])
 
 
+@pytest.mark.timeout(600)
 async def test_readings_of_recorded_streams(recorded_streams: tuple[Sent, ...]) -> None:
     """The same for what real providers sent."""
     for sent in recorded_streams:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import httpx2
 import pytest
@@ -15,9 +17,11 @@ from hypothesis import strategies as st
 from cancelstream._openai import FastLane
 from cancelstream._sse import ChunkDecoder
 
-from .support import CHATS, FIRST, LAST, RESPONSES, Sent, chat, delta, stream_of
+from .support import CHATS, CLIENT, FIRST, LAST, RESPONSES, Sent, chat, delta, stream_of
 
 Outcome = tuple[list[Any], str]
+
+pytestmark = pytest.mark.usefixtures("without_debug")
 
 
 async def by_sdk(reads: Iterable[bytes], **kwargs: Any) -> Outcome:
@@ -57,20 +61,33 @@ async def by_lane(reads: Iterable[bytes], **kwargs: Any) -> tuple[Outcome, int]:
     return (chunks, "end"), fast
 
 
-async def agree(reads: Iterable[bytes], **kwargs: Any) -> int:
-    """Hold the two to the same outcome, and return how many chunks were fast."""
+async def agree(reads: Iterable[bytes], *, objects: bool = False, **kwargs: Any) -> int:
+    """Hold the two to the same outcome, and return how many chunks were fast.
+
+    Where `objects` is false both make nothing of the data: which chunks there are, and how they end, is then all that
+    is compared, in a fraction of the time.
+    """
     reads = list(reads)
-    (ours, end), fast = await by_lane(reads, **kwargs)
-    theirs, their_end = await by_sdk(reads, **kwargs)
+    with nullcontext() if objects else patch.object(CLIENT, "_process_response_data", _as_it_is):
+        (ours, end), fast = await by_lane(reads, **kwargs)
+        theirs, their_end = await by_sdk(reads, **kwargs)
     assert end == their_end
     # By their looks, which show the types as well: a NaN is never equal.
-    assert [repr(chunk) for chunk in ours] == [repr(chunk) for chunk in theirs]
+    assert repr(ours) == repr(theirs)
     return fast
+
+
+def _as_it_is(*, data: object, cast_to: object, response: object) -> object:
+    return data
 
 
 def split_at(data: bytes, *places: int) -> list[bytes]:
     places = tuple(sorted({min(place, len(data)) for place in places}))
     return [data[a:b] for a, b in zip((0, *places), (*places, len(data)), strict=True)]
+
+
+def cut_at_random(data: bytes, chance: random.Random) -> list[bytes]:
+    return split_at(data, *(chance.randrange(len(data) + 1) for _ in range(20)))
 
 
 def bytewise(data: bytes) -> list[bytes]:
@@ -80,31 +97,36 @@ def bytewise(data: bytes) -> list[bytes]:
 # --- whole streams ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("done", ["data: [DONE]\n\n", "data: [DONE]\n\ndata: {}\n\n", "data: [DONE] bye", ""])
-async def test_every_stream(sent: Sent, done: str) -> None:
-    """Whole, byte by byte and cut everywhere: the same chunks, and almost all of them the fast way."""
-    data = sent.sse() + done.encode()
-    for reads in ([data], bytewise(data), *(split_at(data, n) for n in range(1, len(data), 61))):
-        fast = await agree(reads, responses=sent.responses)
+DONE = b"data: [DONE]\n\n"
+
+
+async def test_every_stream(sent: Sent) -> None:
+    """The same objects, and all of them the fast way; whole, byte by byte, cut anywhere, and however it ends."""
+    data = sent.sse()
+    for done in (b"", DONE):
+        fast = await agree([data + done], objects=True, responses=sent.responses)
         assert fast == len(sent.data)
+    for done in (b"", DONE, DONE + b"data: {}\n\n", b"data: [DONE] bye"):
+        for reads in (bytewise(data + done), *(split_at(data + done, n) for n in range(1, len(data), 61))):
+            fast = await agree(reads, responses=sent.responses)
+            assert fast == len(sent.data)
 
 
+@pytest.mark.timeout(600)
 async def test_every_recorded_stream(recorded_streams: tuple[Sent, ...]) -> None:
-    """The same for what real providers sent, in every way of ending a line, and cut at random."""
+    """The same for what real providers sent, cut at random."""
     chance = random.Random(7)
     for sent in recorded_streams:
-        for newline in ("\n", "\r\n", "\r"):
-            data = sent.sse(newline)
-            places = [chance.randrange(len(data) + 1) for _ in range(20)]
-            for reads in ([data], split_at(data, *places)):
-                fast = await agree(reads, responses=sent.responses)
-                assert fast >= len([data for data in sent.data if data.startswith("{") and '"error":{' not in data])
+        data = sent.sse() + DONE
+        for objects, reads in ((True, [data]), (False, cut_at_random(data, chance))):
+            fast = await agree(reads, objects=objects, responses=sent.responses)
+            assert fast >= len([data for data in sent.data if data.startswith("{") and '"error":{' not in data])
 
 
 async def test_truncated_at_every_byte() -> None:
     """A stream that ends in the middle of anything ends as it does for the SDK."""
-    for sent in (CHATS[0], RESPONSES[0]):
-        data = sent.sse("\r\n") + b"data: [DONE]\r\n\r\n"
+    for sent in (CHATS[0], RESPONSES[0].with_data("[DONE]")):
+        data = Sent("short", sent.data[-4:], sent.responses).sse("\r\n")
         for end in range(len(data)):
             await agree([data[:end]], responses=sent.responses)
 
@@ -130,6 +152,57 @@ async def test_compressed() -> None:
     """A response with a content encoding is decoded by httpx first."""
     data = CHATS[0].sse()
     assert await agree([gzip.compress(data)], encoding="gzip") == len(CHATS[0].data)
+
+
+# --- whole streams, changed ---------------------------------------------------------------------------------------
+
+ERROR = b'data: {"error": {"message": "It broke."}}\n\n'
+
+CHANGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
+    "CRLF": lambda data, _: data.replace(b"\n", b"\r\n"),
+    "CR": lambda data, _: data.replace(b"\n", b"\r"),
+    "comments": lambda data, _: b": PROCESSING\n\n" + data.replace(b"\n\n", b"\n\n: PROCESSING\n\n"),
+    "comments inside": lambda data, _: data.replace(b"data: ", b":\ndata: "),
+    "data in two lines": lambda data, _: data.replace(b"data: {", b"data: {\ndata:"),
+    "a byte order mark": lambda data, _: b"\xef\xbb\xbf" + data,
+    "unknown fields": lambda data, _: data.replace(b"data: ", b"origin: x\nlone\ndata: "),
+    "ids": lambda data, _: data.replace(b"data: ", b"id: 1\ndata: "),
+    "an error on the way": lambda data, chance: _put(ERROR, data, chance),
+    "the end on the way": lambda data, chance: _put(DONE, data, chance),
+    "truncated": lambda data, chance: data[: chance.randrange(len(data))],
+    "a byte lost": lambda data, chance: data[: (at := chance.randrange(len(data)))] + data[at + 1 :],
+    "a byte changed": lambda data, chance: (
+        data[: (at := chance.randrange(len(data)))] + chance.randbytes(1) + data[at + 1 :]
+    ),
+}
+
+
+def _put(event: bytes, data: bytes, chance: random.Random) -> bytes:
+    events = data.split(b"\n\n")
+    at = chance.randrange(len(events))
+    return b"\n\n".join([*events[:at], event[:-2], *events[at:]])
+
+
+async def check_changes(sent: Sent, chance: random.Random) -> None:
+    for change in CHANGES.values():
+        data = change(sent.sse() + DONE, chance)
+        for reads in ([data], cut_at_random(data, chance)):
+            await agree(reads, responses=sent.responses)
+
+
+async def test_every_change(sent: Sent) -> None:
+    """However a stream is written, and whatever is broken in it, it is read as the SDK reads it, to the same end."""
+    chance = random.Random(sent.name)
+    for _ in range(3):
+        await check_changes(sent, chance)
+
+
+@pytest.mark.timeout(600)
+async def test_every_change_of_recorded_streams(recorded_streams: tuple[Sent, ...]) -> None:
+    """The same for what real providers sent."""
+    chance = random.Random(11)
+    for sent in recorded_streams:
+        await check_changes(sent, chance)
 
 
 # --- damage -------------------------------------------------------------------------------------------------------
@@ -225,7 +298,7 @@ PIECES = st.sampled_from(
 ) | st.binary(max_size=6)
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pieces=st.lists(PIECES, max_size=14), cuts=st.lists(st.integers(0, 600), max_size=8))
 async def test_anything(pieces: list[bytes], cuts: list[int]) -> None:
     """Streams put together from whatever may be in one, cut anywhere."""

@@ -69,11 +69,11 @@ def check_stream(stream: Any, kind: type[openai.AsyncStream[Any]] | type[openai.
             "`PeekableAsyncStream` wraps any other asynchronous stream"
         )
     response = stream.response
-    if not _is_loaded(response):
-        if response.is_stream_consumed:
-            raise ValueError("this stream was read from before: wrap it first, then read the wrapper")
-        if response.is_closed:
-            raise ValueError("this stream was closed before: create another one")
+    is_loaded = _is_loaded(response)
+    if _is_exhausted(stream) if is_loaded else response.is_stream_consumed:
+        raise ValueError("this stream was read from before: wrap it first, then read the wrapper")
+    if response.is_closed and not is_loaded:
+        raise ValueError("this stream was closed before: create another one")
     media = str(response.headers.get("content-type", "")).partition(";")[0].strip().lower()
     if media not in _EVENT_STREAMS:
         raise ValueError(
@@ -124,6 +124,13 @@ def _is_loaded(response: Any) -> bool:
         return isinstance(response.content, bytes)
     except RuntimeError:  # httpx's ResponseNotRead
         return False
+
+
+def _is_exhausted(stream: Any) -> bool:
+    """Whether the SDK's iteration, a generator, is over; for a body in memory, which does not show it."""
+    iteration = getattr(stream, "_iterator", None)
+    frames = [getattr(iteration, name, iteration) for name in ("ag_frame", "gi_frame")]
+    return iteration is not None and None in frames
 
 
 def _body(request: Any) -> Mapping[str, Any] | None:
