@@ -16,8 +16,8 @@ from cancelstream.testing import Answer, ScriptedServer, Silence, Text
 
 
 async def test_under_hypercorn(tmp_path: Path) -> None:
-    """Stop, leave, and a handler that does not stream; and its workers do not hear of a signal, so when it is told to
-    end it waits its own time and cancels: what had arrived is saved even so."""
+    """Stop, leave, and a handler that does not stream; and when it is told to end, which is heard of where the
+    application is in its main process, every stream gets its end and is saved."""
     hello = Answer(Text("Hello"), Silence())
     with (
         ScriptedServer(hello, hello, Answer(before_headers=Silence()), hello) as model,
@@ -44,8 +44,10 @@ async def test_under_hypercorn(tmp_path: Path) -> None:
 
         async with server.post("/chat") as client:
             assert [(await client.event())[0] for _ in range(2)] == ["start", "message"]
-            await asyncio.to_thread(server.end, signal.SIGTERM)
+            ending = asyncio.create_task(asyncio.to_thread(server.end, signal.SIGTERM))
+            assert (await client.events())[-1][1]["reason"] == "server_shutdown"
+        await ending
         await model.records[3].until_disconnected()
         saves = server.saves()
     assert [(saved["text"], saved["state"]) for saved in saves] == [("Hello", "interrupted")] * 3
-    assert [saved["reason"] for saved in saves][:2] == ["user", "client_disconnect"]
+    assert [saved["reason"] for saved in saves] == ["user", "client_disconnect", "server_shutdown"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +14,29 @@ import pytest
 
 pytest.importorskip("starlette", reason="needs cancelstream[starlette]")
 
-from web_processes import ServerProcess
+from web_processes import ServerProcess, on_uvicorn, on_uvicorn_with_workers
 
 from cancelstream import MemoryStopRegistry
 from cancelstream.starlette import lifespan
 from cancelstream.testing import Answer, ScriptedServer, Silence, Text
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_uvicorn_is_told_to_end(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("uvicorn", "number"),
+    [
+        (on_uvicorn, signal.SIGTERM),
+        (on_uvicorn, signal.SIGINT),
+        (on_uvicorn_with_workers, signal.SIGTERM),
+    ],
+)
+async def test_uvicorn_is_told_to_end(
+    tmp_path: Path, uvicorn: Callable[[socket.socket], None], number: signal.Signals
+) -> None:
     """One stream emits, one is silent, one has no headers yet: all end, are saved, and the model's server is told."""
     emitting = Text(*("word " for _ in range(10_000)), gap=0.002)
     with (
         ScriptedServer(Answer(emitting), Answer(Text("Hello"), Silence()), Answer(before_headers=Silence())) as model,
-        ServerProcess(model.base_url, tmp_path / "saved") as server,
+        ServerProcess(model.base_url, tmp_path / "saved", server=uvicorn) as server,
     ):
         async with server.post("/chat") as a:
             await (await model.until_request(0)).until_chunks(2)

@@ -126,11 +126,17 @@ def on_uvicorn(listening: socket.socket) -> None:
         uvicorn.Server(uvicorn.Config("web_app:app", log_level="warning")).run([listening])
 
 
+def on_uvicorn_with_workers(listening: socket.socket) -> None:
+    import uvicorn
+
+    uvicorn.run("web_app:app", fd=listening.fileno(), workers=2, log_level="warning")
+
+
 def on_hypercorn(listening: socket.socket) -> None:
-    """With a worker process, as it is by default."""
+    """Without worker processes, which would hear of no signal."""
     from hypercorn.__main__ import main
 
-    sys.exit(main(["--bind", f"fd://{listening.fileno()}", "web_app:app"]))
+    sys.exit(main(["--workers", "0", "--bind", f"fd://{listening.fileno()}", "web_app:app"]))
 
 
 # --- the command, and examples -----------------------------------------------------------------------------------

@@ -6,8 +6,9 @@ later. So the signal itself is listened to. The server's own handler for it (uvi
 stopped, sends its last event and saves, and the server finds its requests ended.
 
 Known limits. Only in the main thread, where Python has its signal handlers, and only if the server has installed one
-by then. It is written for uvicorn, with one process or with workers. A server that is ended otherwise
-(`server.should_exit = True`, other servers' worker processes) leaves the drain to you: call `registry.drain()`.
+by then. It is written for uvicorn, with one process or with workers; hypercorn without workers does the same. A server
+that is ended otherwise (`server.should_exit = True`, other servers' worker processes) leaves the drain to you: call
+`registry.drain()`.
 """
 
 from __future__ import annotations
