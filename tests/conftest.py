@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import pytest_asyncio
 
+from cancelstream import _tokens
+
 
 def _eager_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
@@ -53,3 +55,33 @@ async def nothing_is_left_running() -> AsyncIterator[None]:
         await asyncio.sleep(0)
     _, left = await asyncio.wait(left, timeout=2)
     assert not left, f"left running: {left}"
+
+
+@pytest.fixture(scope="session")
+def vocabularies() -> dict[str, _tokens.Tokenizer | None]:
+    """Every vocabulary that the extra `tokens` brings."""
+    pytest.importorskip("splintr", reason="the extra `tokens` is not installed")
+    return {name: _tokens.load(name) for name in _tokens.VOCABULARIES}
+
+
+@pytest.fixture
+def nothing_is_loading() -> None:
+    """No vocabulary that an earlier test asked for turns up in the middle of this one."""
+    for thread in list(_tokens._loading.values()):
+        if thread.is_alive():
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+@pytest.fixture
+def tokenizers(
+    monkeypatch: pytest.MonkeyPatch, vocabularies: dict[str, _tokens.Tokenizer | None], nothing_is_loading: None
+) -> None:
+    """The tokenizer extra, with everything loaded."""
+    monkeypatch.setattr(_tokens, "_loaded", vocabularies)
+
+
+@pytest.fixture
+def no_tokenizers(monkeypatch: pytest.MonkeyPatch, nothing_is_loading: None) -> None:
+    """No tokenizer at hand."""
+    monkeypatch.setattr(_tokens, "_loaded", dict.fromkeys(_tokens.VOCABULARIES))

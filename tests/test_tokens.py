@@ -29,13 +29,14 @@ TEXTS = {
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing is loaded yet, and no other test's loading goes on, nor does this one's after it."""
-    _wait_for_loaders()
+def fresh(monkeypatch: pytest.MonkeyPatch, nothing_is_loading: None) -> Iterator[None]:
+    """Nothing is loaded yet, and no loading outlives the test."""
     monkeypatch.setattr(_tokens, "_loaded", {})
     monkeypatch.setattr(_tokens, "_loading", {})
     yield
-    _wait_for_loaders()
+    for name, thread in _tokens._loading.items():
+        if thread.is_alive():
+            wait_until_loaded(name)
 
 
 @pytest.fixture
@@ -65,6 +66,14 @@ def no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def o200k(vocabularies: dict[str, _tokens.Tokenizer | None]) -> _tokens.Tokenizer:
+    """The tokenizer that an approximation is of."""
+    count = vocabularies["o200k_base"]
+    assert count is not None
+    return count
+
+
 @pytest.fixture(scope="session")
 def o200k_file() -> bytes:
     """The file that tiktoken would have downloaded, made of the vocabulary that splintr brings."""
@@ -88,12 +97,6 @@ def wait_until_loaded(name: str) -> None:
     assert not thread.is_alive()
 
 
-def _wait_for_loaders() -> None:
-    for name, thread in list(_tokens._loading.items()):
-        if thread.is_alive():
-            wait_until_loaded(name)
-
-
 # --- splintr ------------------------------------------------------------------------------------------------------
 
 
@@ -108,12 +111,9 @@ def test_every_vocabulary_we_ask_for_is_there(name: str, no_network: list[object
     assert not no_network
 
 
-def test_special_tokens_are_text(no_network: list[object]):
+def test_special_tokens_are_text(o200k: _tokens.Tokenizer):
     """A special token that somebody typed is counted as what they typed."""
-    pytest.importorskip("splintr", reason="the extra `tokens` is not installed")
-    count = _tokens.load("o200k_base")
-    assert count is not None
-    assert count("<|endoftext|>") > 1
+    assert o200k("<|endoftext|>") > 1
 
 
 @pytest.mark.usefixtures("no_cache")
@@ -321,23 +321,17 @@ def test_a_forked_child_loads_again(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_an_approximation_holds_the_count(text: str):
+def test_an_approximation_holds_the_count(text: str, o200k: _tokens.Tokenizer):
     """The bounds of a guess hold what the tokenizer counts, in any script."""
-    pytest.importorskip("splintr", reason="the extra `tokens` is not installed")
-    count = _tokens.load("o200k_base")
-    assert count is not None
     value, low, high = _tokens.approximate(text)
     assert low <= value <= high
-    assert low <= count(text) <= high
+    assert low <= o200k(text) <= high
 
 
 @pytest.mark.parametrize("name", ["English", "JSON", "code"])
-def test_an_approximation_is_close(name: str):
+def test_an_approximation_is_close(name: str, o200k: _tokens.Tokenizer):
     """In English, JSON and code the guess itself is within a fifth."""
-    pytest.importorskip("splintr", reason="the extra `tokens` is not installed")
-    count = _tokens.load("o200k_base")
-    assert count is not None
-    assert _tokens.approximate(TEXTS[name])[0] == pytest.approx(count(TEXTS[name]), rel=0.2)
+    assert _tokens.approximate(TEXTS[name])[0] == pytest.approx(o200k(TEXTS[name]), rel=0.2)
 
 
 def test_a_long_text_is_sampled():

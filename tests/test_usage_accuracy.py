@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from cancelstream import _tokens
-
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 RECORDINGS = os.environ.get("CANCELSTREAM_RECORDINGS")
 
@@ -39,19 +37,18 @@ def failed(lines: list[Any]) -> list[str]:
 
 
 @pytest.mark.timeout(300)
-def test_every_goal_is_reached(monkeypatch: pytest.MonkeyPatch, benchmark: Any, recorded: Any):
+@pytest.mark.usefixtures("tokenizers")
+def test_every_goal_is_reached(benchmark: Any, recorded: Any):
     """With the tokenizer extra, every goal of the table."""
-    pytest.importorskip("splintr", reason="the extra `tokens` is not installed")
-    monkeypatch.setattr(_tokens, "_loaded", {name: _tokens.load(name) for name in _tokens.VOCABULARIES})
     cases, rows = recorded
     assert failed([*benchmark.judge_outputs(cases), *benchmark.judge_inputs(rows)]) == []
 
 
 @pytest.mark.timeout(300)
-def test_bounds_hold_without_a_tokenizer(monkeypatch: pytest.MonkeyPatch, benchmark: Any, recorded: Any):
+@pytest.mark.usefixtures("no_tokenizers")
+def test_bounds_hold_without_a_tokenizer(benchmark: Any, recorded: Any):
     """Without one the values are worse, and the bounds and labels hold all the same."""
-    pytest.importorskip("splintr", reason="the extra `tokens` is not installed")
-    monkeypatch.setattr(_tokens, "_loaded", dict.fromkeys(_tokens.VOCABULARIES))
+    pytest.importorskip("splintr", reason="the truth of a cut is counted with it")
     cases, rows = recorded
     held = ("lower bound", "finite interval", "not labelled", "OpenAI text cut", "OpenAI full text")
     lines = [*benchmark.judge_outputs(cases), *benchmark.judge_inputs(rows)]

@@ -45,22 +45,6 @@ ASKED_TOKENS = 15  # 8 of the text, 4 around it, 3 around the whole
 CHAT: Literal["openai-chat"] = "openai-chat"
 
 
-@pytest.fixture(scope="session")
-def vocabularies() -> dict[str, _tokens.Tokenizer | None]:
-    pytest.importorskip("splintr", reason="the extra `tokens` is not installed")
-    return {name: _tokens.load(name) for name in _tokens.VOCABULARIES}
-
-
-@pytest.fixture
-def tokenizers(monkeypatch: pytest.MonkeyPatch, vocabularies: dict[str, _tokens.Tokenizer | None]) -> None:
-    monkeypatch.setattr(_tokens, "_loaded", vocabularies)
-
-
-@pytest.fixture
-def no_tokenizers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_tokens, "_loaded", dict.fromkeys(_tokens.VOCABULARIES))
-
-
 @pytest.fixture(params=["tokenizers", "no_tokenizers"])
 def either(request: pytest.FixtureRequest) -> str:
     """With the tokenizer extra, and without any tokenizer."""
@@ -748,10 +732,10 @@ def test_it_is_one_object_that_never_goes_down():
     assert usage.output == final
 
 
+@pytest.mark.usefixtures("no_tokenizers")
 def test_a_tokenizer_that_arrives_in_between(vocabularies: Any, monkeypatch: pytest.MonkeyPatch):
     """The count does not go down when a guess is replaced by a count, and the interval still holds both."""
     long = "antidisestablishmentarianism 1 2 3 4 5 6 7 8 9\n\n" * 5
-    monkeypatch.setattr(_tokens, "_loaded", dict.fromkeys(_tokens.VOCABULARIES))
     meter = raw_meter("claude-sonnet-4-5")
     meter.feed_chunk(chunk(long))
     guess = meter.usage.output
@@ -956,7 +940,7 @@ json_values = st.recursive(
 
 
 @given(st.lists(json_values, max_size=6), st.sampled_from(["gpt-4o", "claude-opus-4-5", "gpt-5", "who-knows"]))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 def test_no_json_ends_the_count(chunks: list[Any], model: str):
     """Whatever JSON a server sends: no exception, counts in order, and nothing but its own numbers is `reported`."""
     meter = Meter.for_openai(ASKED, api="openai-chat", model=model)

@@ -61,12 +61,6 @@ WEATHER_TOOL = {
 }
 
 
-@pytest.fixture
-def tokenizers(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("splintr", reason="the extra `tokens` is not installed")
-    monkeypatch.setattr(_tokens, "_loaded", {name: _tokens.load(name) for name in _tokens.VOCABULARIES})
-
-
 def count_chat(model: str, **body: Any) -> Count:
     meter = Meter.for_openai({"model": model, **body}, api="openai-chat")
     meter.sent()
