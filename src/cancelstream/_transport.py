@@ -27,7 +27,7 @@ from contextlib import suppress
 from types import AsyncGeneratorType, CoroutineType, FrameType
 from typing import Any, Final, NamedTuple
 
-__all__ = ("Exchange", "abort", "cut", "find", "shutdown", "tell", "unread")
+__all__ = ("Exchange", "abort", "cut", "find", "shutdown", "tell", "tell_blocking", "unread")
 
 CANCEL: Final = 0x8
 """The error code "stream no longer needed". RFC 9113, section 7."""
@@ -58,15 +58,29 @@ async def tell(response: Any) -> None:
         return
     # Whatever is missing, or has ended meanwhile: closing is then all that can be done.
     with suppress(Exception):
-        connection, stream_id, request = exchange
-        events = connection._events.get(stream_id, [])
-        size = sum(getattr(event, "flow_controlled_length", None) or 0 for event in events)
-        events.clear()
-        if size:
-            connection._h2_state.acknowledge_received_data(size, stream_id)
+        _reset(exchange)
+        await exchange.connection._write_outgoing_data(exchange.request)
+
+
+def tell_blocking(response: Any) -> None:
+    """`tell()` for a blocking client's response; in the thread that reads it, before it is closed."""
+    exchange = _http2(response)
+    if exchange is not None:
         with suppress(Exception):
-            connection._h2_state.reset_stream(stream_id, CANCEL)
-        await connection._write_outgoing_data(request)
+            _reset(exchange)
+            exchange.connection._write_outgoing_data(exchange.request)
+
+
+def _reset(exchange: Exchange) -> None:
+    """Have the connection's state write the reset, and the acknowledgement of what was not read; nothing is sent."""
+    connection, stream_id, _ = exchange
+    events = connection._events.get(stream_id, [])
+    size = sum(getattr(event, "flow_controlled_length", None) or 0 for event in events)
+    events.clear()
+    if size:
+        connection._h2_state.acknowledge_received_data(size, stream_id)
+    with suppress(Exception):
+        connection._h2_state.reset_stream(stream_id, CANCEL)
 
 
 def find(waiting: Any) -> Exchange | None:
@@ -129,11 +143,15 @@ def shutdown(response: Any) -> bool:
     try:
         if response.is_closed or "stream_id" in response.extensions:
             return False
-        fileno = _socket(response).fileno()
+        sock = _socket(response)
+        fileno = sock.fileno()
         if fileno < 0:
             return False
         # A duplicate, closed at once: uvloop's sockets refuse shutdown(), and an open one keeps the connection.
         with socket.socket(fileno=os.dup(fileno)) as duplicate:
+            # Closed by another thread in between, its number may be another connection's by now.
+            if sock.fileno() != fileno:
+                return False
             duplicate.shutdown(socket.SHUT_RDWR)
     except Exception:  # noqa: BLE001 - not a socket, or gone already
         return False

@@ -276,13 +276,20 @@ class PeekableAsyncStream(Generic[T]):
         loop = self._loop
         if loop is None:
             return  # never used in a loop: whoever awaits the closing, or pulls, binds it
-        if not self._ended and loop is _running_loop():
-            # On the reader's own thread an HTTP/1.1 server can be told within this call, before any turn of the loop.
-            self._unread = _transport.cut(getattr(self.source, "response", None))
+        if loop is _running_loop():
+            self.tell()
         try:
             loop.call_soon_threadsafe(self._finish_soon)
         except RuntimeError:  # the loop is closed: nothing is left that could read or close
             self._closed.set()
+
+    def tell(self) -> None:
+        """Tell an HTTP/1.1 server within this call, before any turn of the loop.
+
+        For a stream that was stopped; on the reader's own thread, or while whoever runs the loop keeps it from running.
+        """
+        if not self._ended and self._pull.stopping and self._unread is None:
+            self._unread = _transport.cut(getattr(self.source, "response", None))
 
     def _inside(self) -> bool:
         """Whether the caller runs inside our own pull or closing, so that waiting for us would never end."""

@@ -273,6 +273,10 @@ class CancellableStreamedResponse(StreamedResponse):
                 "opened in, or open it through CancellableModel(model), which leaves that context for you"
             )
 
+    def tell(self) -> None:
+        """Tell the server of a cancelled stream, for whoever keeps its loop from running meanwhile."""
+        self._pull.tell()
+
     async def close_stream(self) -> None:
         """What pydantic-ai's own `cancel()` calls: stop this response and wait until it is closed."""
         closing = self.cancel()

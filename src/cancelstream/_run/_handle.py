@@ -94,6 +94,12 @@ class RunHandle(ABC):
         # A run that had ended has nothing of its own to close.
         return Closing(self._closed if self._is_cut else DONE, self._is_inside)
 
+    def tell(self) -> None:
+        """Tell the server of a run that was cut, for whoever keeps its loop from running meanwhile."""
+        stream, loop = self._account.stream, self._loop
+        if stream is not None and loop is not None and not loop.is_running():
+            stream.tell()
+
     def _begin_stop(self) -> None:
         """Start what stopping needs the loop for, once; on the run's loop."""
         if self._stopping is None and not self._closed.is_set():

@@ -1,0 +1,58 @@
+"""Cutting a socket that another thread reads, and never one that its pool has taken back.
+
+Between the look ("has this response ended?") and the act (`shutdown`) the reader may reach the end, and the connection
+may serve somebody else's request by then. So both sides take one lock: whoever cuts holds it while it looks and acts,
+and the reader takes it before it lets go of the connection, which it does in one place, `response.close()`.
+
+Whoever cuts only tries the lock, and gives up if it is taken: then the response is being closed, or cut, already. So a
+signal handler, which runs in the middle of its own thread, never waits for itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Final
+
+from .. import _transport
+
+__all__ = ("Grip",)
+
+PATIENCE: Final = 1.0
+"""Seconds that closing waits for a cut, which takes microseconds: an exception in a signal handler may have ended it
+between taking the lock and giving it back."""
+
+
+class Grip:
+    """The right to cut one response's connection, until the response is closed.
+
+    Args:
+        response: The HTTP response of a blocking client; its `close()` is replaced by one that lets go first.
+    """
+
+    __slots__ = ("_free", "_lock", "_response", "was_cut")
+
+    def __init__(self, response: Any) -> None:
+        self.was_cut = False
+        """Whether the socket was shut: reading it does not wait any more."""
+        self._response = response
+        self._lock = threading.Lock()
+        self._free = response.is_closed
+        # Everything that ends a response ends here: its last byte, an error, the SDK, whoever closes it by hand.
+        response.close = self._close
+
+    def cut(self) -> None:
+        """Shut the socket, if the response has not ended and is not HTTP/2; any thread, any signal handler."""
+        if self._lock.acquire(blocking=False):
+            try:
+                if not self._free:
+                    self.was_cut = _transport.shutdown(self._response) or self.was_cut
+            finally:
+                self._lock.release()
+
+    def _close(self) -> None:
+        held = self._lock.acquire(timeout=PATIENCE)
+        self._free = True
+        if held:
+            self._lock.release()
+        self._response.__dict__.pop("close", None)
+        self._response.close()

@@ -1,0 +1,348 @@
+"""`CancellableStream`: one stream of a blocking openai client that any thread, or a signal handler, can stop.
+
+Mechanism. `cancel()` claims the end of the stream's life (`_state.py`) and shuts the socket (`_grip.py`), which ends a
+read that waits on it. All the rest is the reader's: in its next pull, or the one that was ended, it counts what had
+arrived and was not handed out, closes the response, and lets the loop end. Reading a socket that was shut never waits,
+so what had arrived is really counted. What is handed out goes through the stream's `Transcript`, as in the
+asynchronous class, so events, chunks and text are three readings of one stream.
+
+Two locks. `_turn` is held by whoever reads or closes; `close()` only tries it, and leaves the closing to a reader that
+has it. `_account` is held for the moment in which a chunk is taken into the message, so that `get()` may be called from
+any thread. `cancel()` takes neither.
+
+Known limits. HTTP/2 shares its socket with other requests, and a transport that is not httpx's own shows none: there
+the reader sees a cancel when its read comes back, with the next chunk or by the client's read timeout, and HTTP/2's
+server is told then. While `create()` waits for headers there is no stream yet that could be cancelled.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Final, Generic, Self, TypeVar
+
+import openai
+from pydantic_ai.messages import ModelResponse, ModelResponseStreamEvent
+
+from .. import _openai, _transport
+from .._history import mark_interrupted
+from .._openai import Transcript, text_of
+from .._state import Event, Life, State, checked_reason
+from .._usage import Meter, ResponseUsage
+from ._grip import Grip
+
+__all__ = ("CancellableStream",)
+
+ChunkT = TypeVar("ChunkT")
+
+LATE_LIMIT: Final = 500
+"""Chunks that are read after a cut, to be counted: one read of 64 KB holds about 440, at 0.1 ms each."""
+
+LEAVE_TIMEOUT: Final = 10.0
+"""Seconds that closing may wait for the provider to confirm a cancelled background response."""
+
+_logger = logging.getLogger("cancelstream")
+
+
+class CancellableStream(Generic[ChunkT]):
+    """A stream of `openai.OpenAI`, chat completion chunks or events of the Responses API, with a `cancel()`.
+
+    Iterates pydantic-ai's events of it; `chunks()` has the SDK's own objects, `stream_text()` the text. Once it is
+    cancelled the iteration just ends. Use it as `with CancellableStream(stream) as stream:`, so that leaving the block
+    closes it. One thread reads; any may cancel, and look.
+
+    Args:
+        stream: The stream, which nothing was read from yet.
+        request: The arguments of `create()`, to count the request by; by default they are read from what was sent.
+
+    Raises:
+        TypeError: `stream` is not one of these: it is an asynchronous client's, or another library's.
+        ValueError: It was read or closed before, or its response is no event stream.
+    """
+
+    _is_over = True  # nothing to close until we are sure of the stream
+
+    def __init__(self, stream: openai.Stream[ChunkT], request: Mapping[str, Any] | None = None) -> None:
+        _openai.check_stream(stream, openai.Stream)
+        asked = _openai.asked_of(stream, request)
+        self._stream = stream
+        self._response = stream.response
+        self._meter = Meter.for_openai(asked.request, api=asked.api, model=asked.model or None, url=asked.url)
+        self._meter.sent()
+        responses_api = asked.api == "openai-responses"
+        mapping = _openai.Mapping(
+            responses_api=responses_api,
+            resumed=asked.resumed is not None,
+            model=asked.model,
+            provider_url=asked.url,
+        )
+        mapping.response.provider_response_id = asked.resumed
+        grammar = _openai.RESPONSES if responses_api else _openai.CHAT
+        self._transcript = Transcript(mapping, grammar, self._meter, _as_it_is)
+        self._life = Life()
+        self._turn = threading.Lock()
+        self._account = threading.RLock()
+        self._rest: deque[ModelResponseStreamEvent] = deque()
+        """The events that follow from the end of the stream."""
+        self._event_iterator: Iterator[ModelResponseStreamEvent] | None = None
+        self._record: dict[str, Any] = {}
+        self._cancelling_job: threading.Thread | None = None
+        self._grip = Grip(self._response)
+        self._is_over = False
+
+    # --- reading ----------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[ModelResponseStreamEvent]:
+        """The one iteration of this stream: a second loop goes on where the first one stopped."""
+        if self._event_iterator is None:
+            self._event_iterator = self._events()
+        return self._event_iterator
+
+    def _events(self) -> Iterator[ModelResponseStreamEvent]:
+        while (chunk := self._next()) is not None:
+            for event in self._mapped(chunk):
+                if self._life.state is not State.LIVE:
+                    break
+                yield event
+        while self._rest:
+            yield self._rest.popleft()
+
+    def chunks(self) -> Iterator[ChunkT]:
+        """The SDK's own objects, unchanged; ends without an error when the stream is cancelled."""
+        while (chunk := self._next()) is not None:
+            with self._account:
+                if self._transcript.text(chunk) is None:
+                    self._transcript.skip(chunk)
+            yield chunk
+
+    def stream_text(self, *, delta: bool = False) -> Iterator[str]:
+        """The response's text as it arrives; ends without an error when the stream is cancelled.
+
+        Args:
+            delta: Whether to yield each piece by itself, or the whole text so far (the default).
+        """
+        text = ""
+        while (chunk := self._next()) is not None:
+            with self._account:
+                piece = self._transcript.text(chunk)
+            if piece is None:
+                piece = "".join(map(text_of, self._mapped(chunk)))
+            if piece:
+                text = piece if delta else text + piece
+                yield text
+
+    def _mapped(self, chunk: Any) -> Iterator[ModelResponseStreamEvent]:
+        """The events of a chunk that is handed out."""
+        events = self._transcript.events(chunk)
+        while True:
+            try:
+                with self._account:
+                    event = next(events, None)
+            except Exception:
+                # A chunk said that the answer failed: nothing of use can follow.
+                self._life.apply(Event.ERROR)
+                self._finish_unless_read()
+                raise
+            if event is None:
+                return
+            yield event
+
+    def _next(self) -> Any:
+        """The next chunk, `None` at the end, whichever end it is.
+
+        Raises:
+            RuntimeError: Another thread is reading.
+        """
+        if self._is_over:
+            return None
+        if not self._turn.acquire(blocking=False):
+            raise RuntimeError("another thread is reading this stream, or closing it: one reads, any may cancel")
+        try:
+            return self._read() if self._life.state is State.LIVE else None
+        finally:
+            self._turn.release()
+            # Marked while it was read: whoever did that found our turn taken, and left the closing to us.
+            if self._life.state is not State.LIVE:
+                self._finish_unless_read()
+
+    def _read(self) -> Any:
+        try:
+            chunk = next(self._stream)
+        except StopIteration:
+            self._found_end()
+            return None
+        except Exception:
+            if self._life.apply(Event.ERROR):
+                raise
+            return None  # what our cutting made of it
+        except BaseException:
+            # What was being read is lost with it, so whatever follows is no natural end.
+            self._life.apply(Event.LEAVE, "left")
+            raise
+        if self._life.state is not State.LIVE:
+            self._meter.late([chunk])
+            return None
+        return chunk
+
+    def _found_end(self) -> None:
+        if self._life.state is not State.LIVE:
+            return
+        try:
+            with self._account:
+                self._rest.extend(self._transcript.end())
+        except Exception:
+            self._life.apply(Event.ERROR)
+            raise
+        if not self._life.apply(Event.END):
+            self._rest.clear()
+
+    # --- stopping ---------------------------------------------------------------------------------------------
+
+    def cancel(self, reason: str | None = None) -> None:
+        """Stop this response: nothing is handed out any more, and the provider is told at once.
+
+        Idempotent, and a no-op once the stream has ended. Safe from any thread or signal handler; a read that waits
+        in another thread ends, and so does that thread's loop.
+
+        Args:
+            reason: Why, in at most 200 characters; it is kept as `cancel_reason` and in the message.
+
+        Raises:
+            TypeError: If the reason is not a string.
+            ValueError: If it is too long.
+        """
+        if self._life.apply(Event.CANCEL, checked_reason(reason)):
+            self._grip.cut()
+
+    def close(self) -> None:
+        """Close the stream, whether or not it has ended, and settle the usage; what leaving its context does.
+
+        While another thread reads, that thread closes it, at once.
+        """
+        if self._life.apply(Event.LEAVE, "left"):
+            self._grip.cut()
+        self._finish_unless_read()
+        if self._cancelling_job is not None:
+            self._cancelling_job.join(LEAVE_TIMEOUT)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the stream, whether or not it has ended, and settle the usage."""
+        self.close()
+
+    def __del__(self) -> None:
+        if self._is_over:
+            return
+        if self._life.state is State.LIVE:
+            warnings.warn(
+                "a stream was dropped without being closed: use `with CancellableStream(...) as stream:`, or "
+                "`stream.close()`",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+        self.close()
+
+    def _finish_unless_read(self) -> None:
+        if not self._turn.acquire(blocking=False):
+            return
+        try:
+            if not self._is_over:
+                self._finish()
+        finally:
+            self._turn.release()
+
+    def _finish(self) -> None:
+        """Count what had arrived, close, and settle; once, in whoever has the turn."""
+        self._is_over = True
+        state = self._life.state
+        if state in (State.INTERRUPTED, State.LEFT):
+            self._count_late()
+        # Closing is best effort: the connection is let go of whatever it raises.
+        with suppress(Exception):
+            self._stream.close()
+        with self._account:
+            self._transcript.flush()
+            response = self._transcript.response
+            self._meter.settle(ended=state is State.COMPLETE, finish_reason=response.finish_reason)
+            self._record.update(self._meter.usage.record())
+        details: dict[str, Any] = response.provider_details or {}
+        if state is State.INTERRUPTED and details.get("background") and response.provider_response_id:
+            self._cancelling_job = threading.Thread(
+                target=self._cancel_job, args=(response.provider_response_id,), name="cancelstream-job", daemon=True
+            )
+            self._cancelling_job.start()
+
+    def _count_late(self) -> None:
+        """Count what had arrived and was not handed out."""
+        self._grip.cut()
+        if not self._grip.was_cut and not self._response.is_closed:
+            # To read on would be to wait.
+            _transport.tell_blocking(self._response)
+            self._meter.lost()
+            return
+        late: list[Any] = []
+        try:
+            while len(late) < LATE_LIMIT:
+                late.append(next(self._stream))
+            self._meter.lost()
+        except (StopIteration, Exception) as end:  # noqa: BLE001
+            _logger.debug("%d chunks had arrived: %r", len(late), end)
+        self._meter.late(late)
+
+    def _cancel_job(self, response_id: str) -> None:
+        client = _openai.client_of(self._stream)
+        try:
+            client.responses.cancel(response_id, timeout=LEAVE_TIMEOUT)
+        except Exception:  # it may have ended meanwhile
+            _logger.debug("cancelling the background response %s raised", response_id, exc_info=True)
+
+    # --- what it was ------------------------------------------------------------------------------------------
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the stream was stopped before its end: by `cancel()`, or because it was left early."""
+        return self._life.state in (State.INTERRUPTED, State.LEFT)
+
+    @property
+    def cancel_reason(self) -> str | None:
+        """Why it was stopped, `None` if it was not."""
+        return self._life.reason
+
+    @property
+    def usage(self) -> ResponseUsage:
+        """What arrived so far, in tokens, with bounds; one object, final once the stream has ended.
+
+        Calling it, `usage()`, returns it too.
+        """
+        with self._account:
+            self._meter.observe(reported=None, finish_reason=self._transcript.response.finish_reason)
+            return self._meter.usage
+
+    def get(self) -> ModelResponse:
+        """What arrived so far as a `ModelResponse`: `state='interrupted'`, with the reason, once it was cut."""
+        usage = self.usage
+        with self._account:
+            self._transcript.flush()
+            arrived: ModelResponse = self._transcript.response.get()
+        response = replace(arrived, usage=usage)
+        state = self._life.state
+        # A server-side job that was only left goes on, and can be resumed; one that was cancelled cannot.
+        if state is State.INTERRUPTED or (state is State.LEFT and response.state != "suspended"):
+            self._record.update(usage.record())
+            return mark_interrupted(response, reason=self._life.reason or "cancelled", usage_record=self._record)
+        return response
+
+
+def _as_it_is(chunk: Any) -> Any:
+    return chunk
