@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,3 +10,5 @@ from pathlib import Path
 # The server for HTTP/2 is the engine tests', and the one for applications is the web tests'.
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "engine"), str(HERE.parent / "web")]
+
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "true"  # or importing it asks the network for prices
