@@ -8,6 +8,7 @@ import inspect
 import os
 from collections.abc import AsyncIterator, Callable
 
+import hypothesis  # noqa: F401 - it looks for referrers as it is imported, which a freeze hides
 import pytest
 import pytest_asyncio
 from hypothesis import HealthCheck, settings
@@ -39,6 +40,12 @@ def pytest_asyncio_loop_factories(
             return {"uvloop": uvloop.new_event_loop}
         case _:
             return {"asyncio": asyncio.new_event_loop}
+
+
+def pytest_collection_finish() -> None:
+    """Keep what the imports made out of every later collection: the tests ask for many, to find what they leaked."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
