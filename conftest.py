@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tempfile
 from pathlib import Path
@@ -42,11 +43,16 @@ def _setup(namespace: dict[str, Any]) -> None:
     server.start()
     namespace["_environ"] = dict(os.environ)
     os.environ.update(OPENAI_API_KEY="not-a-key", OPENAI_BASE_URL=server.base_url)
+    # Blocking snippets run on the thread's own loop, which in a script lives as long as the thread does.
+    namespace["_loop"] = asyncio.new_event_loop()
+    asyncio.set_event_loop(namespace["_loop"])
 
 
 def _teardown(namespace: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(namespace["_environ"])
+    asyncio.set_event_loop(None)
+    namespace["_loop"].close()
     namespace["_server"].close()
 
 

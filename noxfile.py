@@ -106,7 +106,7 @@ def demo(session: nox.Session) -> None:
 def benchmarks(session: nox.Session) -> None:
     """Every benchmark that needs nothing but this machine; each prints ratios against a peer of the same run."""
     _install(session, ALL)
-    for name in ("cancel_latency", "per_chunk", "many_streams", "text_stream", "stop_latency"):
+    for name in ("cancel_latency", "per_chunk", "many_streams", "text_stream", "stop_latency", "sync_cancel"):
         session.run("python", f"benchmarks/{name}.py")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import assert_type
 
+import openai
+from openai.types.chat import ChatCompletionChunk
 from pydantic import BaseModel
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse
@@ -16,6 +18,7 @@ from cancelstream import (
     is_incomplete,
     run_stream,
     salvage,
+    sync,
 )
 
 
@@ -52,3 +55,19 @@ async def streams(source: PeekableAsyncStream[int]) -> None:
 def histories(messages: list[ModelMessage]) -> None:
     assert_type(salvage(messages), list[ModelMessage])
     assert_type(is_incomplete(messages[0]), bool)
+
+
+def blocking(text: Agent[None, str], city: Agent[None, City], raw: openai.Stream[ChatCompletionChunk]) -> None:
+    with sync.CancellableStream(raw) as stream:
+        for chunk in stream.chunks():
+            assert_type(chunk, ChatCompletionChunk)
+        assert_type(stream.get(), ModelResponse)
+        assert_type(stream.usage().output, Count)
+    with sync.run_stream(text, "prompt") as result:
+        assert_type(result.get_output(), str)
+        assert_type(result.usage, StreamUsage)
+        assert_type(result.all_messages(), list[ModelMessage])
+    with sync.run_stream(city, "prompt") as structured:
+        for output in structured.stream_output():
+            assert_type(output, City)
+    assert_type(sync.run_stream(text, "prompt", output_type=City).get_output(), City)
