@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import nox
 
@@ -24,6 +25,7 @@ PYTHONS = [
 ]
 EXTRAS = ["redis", "starlette", "strands", "tokens"]
 ALL = "serve," + ",".join(EXTRAS)
+STRANDS_TESTS = ["agent", "event_loop", "hooks", "middleware", "multiagent", "--ignore-glob=*a2a*"]
 
 
 def _install(session: nox.Session, extras: str, *options: str, group: str = "tests") -> None:
@@ -73,6 +75,22 @@ def newest(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHONS[:1])
+def strands(session: nox.Session) -> None:
+    """strands' own tests of streaming and cancelling, from its source distribution, with our wrapper imported."""
+    session.install(
+        ".[strands]", "strands-agents[otel]", "pip", "pytest", "pytest-asyncio", "pytest-timeout", "moto>=5"
+    )
+    ask = "import importlib.metadata; print(importlib.metadata.version('strands-agents'))"
+    release = f"strands-agents=={str(session.run('python', '-c', ask, silent=True)).strip()}"
+    folder = Path(session.create_tmp())
+    session.run("pip", "download", "--no-deps", "--no-binary", "strands-agents", "--dest", str(folder), release)
+    source = folder / release.replace("-", "_").replace("==", "-")
+    shutil.unpack_archive(f"{source}.tar.gz", folder)
+    session.chdir(source / "tests" / "strands")
+    session.run("pytest", "-p", "cancelstream.strands", *(session.posargs or STRANDS_TESTS))
+
+
+@nox.session(python=PYTHONS[:1])
 def docs(session: nox.Session) -> None:
     """Every snippet of the README and the guides, run."""
     _install(session, ALL)
@@ -106,7 +124,16 @@ def demo(session: nox.Session) -> None:
 def benchmarks(session: nox.Session) -> None:
     """Every benchmark that needs nothing but this machine; each prints ratios against a peer of the same run."""
     _install(session, ALL)
-    for name in ("cancel_latency", "per_chunk", "many_streams", "text_stream", "stop_latency", "sync_cancel"):
+    names = (
+        "cancel_latency",
+        "per_chunk",
+        "many_streams",
+        "text_stream",
+        "stop_latency",
+        "sync_cancel",
+        "strands_cancel",
+    )
+    for name in names:
         session.run("python", f"benchmarks/{name}.py")
 
 

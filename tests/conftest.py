@@ -13,12 +13,12 @@ import pytest
 import pytest_asyncio
 from hypothesis import HealthCheck, settings
 
+from cancelstream import _tokens
+
 # A busy machine may need any time for an example. `--hypothesis-profile=long` tries many more of them.
 settings.register_profile("short", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("long", settings.get_profile("short"), max_examples=5000)
 settings.load_profile("short")
-
-from cancelstream import _tokens
 
 
 def _eager_loop() -> asyncio.AbstractEventLoop:

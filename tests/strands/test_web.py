@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
@@ -57,18 +56,13 @@ async def test_a_client_that_leaves(scripted_server: StartServer):
     await check_free(agent)
 
 
-def test_the_example():
+def test_the_example(capsys: pytest.CaptureFixture[str]):
     """It answers, is stopped, and answers again; what was shown is what was kept."""
     pytest.importorskip("fastapi", reason="needs fastapi")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", EXAMPLES / "strands_fastapi.py"],
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
+    runpy.run_path(str(EXAMPLES / "strands_fastapi.py"), run_name="__main__")
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = out.splitlines()
     ends = [json.loads(lines[at + 1].removeprefix("data: ")) for at, line in enumerate(lines) if line == "event: end"]
     assert [(end["state"], end["reason"]) for end in ends] == [
         ("complete", None),
