@@ -562,6 +562,9 @@ def test_reasoning_that_streams_is_counted(field: str):
     assert meter.usage.output.value == 24
     assert meter.usage.reasoning.value is not None
     assert not meter.usage.hidden_reasoning
+    objects = raw_meter("deepseek-reasoner")
+    objects.feed_chunk(ChatCompletionChunk.model_validate({**chunk(), "choices": chunk_of({field: "Well"})["choices"]}))
+    assert objects.usage.reasoning.value == 1
     through = meter_of("deepseek-reasoner", "deepseek")
     for word in WORDS:
         through.feed_event(PartDeltaEvent(index=0, delta=ThinkingPartDelta(content_delta=word)))
@@ -580,6 +583,16 @@ def test_reasoning_items_of_responses():
     assert [meter.usage.hidden_reasoning for meter in (hidden, shown, summed)] == [True, False, True]
     assert shown.usage.reasoning.value == 1
     assert summed.usage.output.low == 0
+
+
+@pytest.mark.usefixtures("either")
+def test_reasoning_that_a_response_rules_out():
+    """A usage that was read before the response said that it does not reason is not the last word."""
+    meter = raw_meter("gpt-5.1", None, "openai-responses")
+    assert meter.usage.hidden_reasoning
+    meter.feed_chunk({"type": "response.created", "response": {"reasoning": {"effort": "none"}}})
+    assert not meter.usage.hidden_reasoning
+    assert meter.usage.output.value == 0
 
 
 @pytest.mark.usefixtures("either")
@@ -632,12 +645,15 @@ def test_a_model_that_nobody_knows():
 
 @pytest.mark.usefixtures("tokenizers")
 def test_a_deployment_of_any_name():
-    """The chunks say which model a deployment is."""
+    """The chunks say which model a deployment is, and so how to count and price it; also what was read before them."""
     meter = raw_meter("my-deployment")
+    assert meter.usage.input.source == "unknown"
     meter.feed_chunk(chunk(""))
+    assert meter.usage.input.value == ASKED_TOKENS
     meter.feed_chunk(chunk(TEXT))
     assert meter.usage.output.value == 12
     assert meter.usage.output.high is not None
+    assert meter.usage.cost_range.value is not None
 
 
 # --- the life of a meter --------------------------------------------------------------------------------------

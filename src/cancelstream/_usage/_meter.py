@@ -81,6 +81,7 @@ class Meter:
         self._api: Api | None = api
         self._prompt: Prompt | None = None
         self._input: Count | None = None
+        self._input_family = UNKNOWN
         self._seen = Delivered()
         self._text = self._seen.text
         self._reader = Reader(self._seen)
@@ -252,7 +253,7 @@ class Meter:
             complete=self._ended,
             hidden_reasoning=hidden,
             others=tuple((name, amount) for name, amount in reported.others if amount),
-            model=self._model,
+            model=self._model_name(),
             provider=self._provider,
             provider_url=self._provider_url,
             cost=reported.cost if both else None,
@@ -280,30 +281,30 @@ class Meter:
         return self._provider == "anthropic" or self._family().claude
 
     def _asked(self) -> Count:
-        """The request, estimated once."""
-        if self._input is None:
+        """The request, estimated once, and again where only the chunks say which model it is."""
+        family = self._family()
+        if self._input is None or family is not self._input_family:
             prompt = self._read()
             try:
-                counted = None if prompt is None else count_prompt(prompt, self._family(), self._api)
+                counted = None if prompt is None else count_prompt(prompt, family, self._api)
             except Exception:  # noqa: BLE001 - a request too strange to count has no value, and is no error
                 counted = None
-            self._input = counted or Count.unknown()
+            self._input, self._input_family = counted or Count.unknown(), family
         return self._input
 
     def _estimate(self) -> Answer:
         """The answer, estimated again if more of it has arrived."""
-        deltas = self._seen.deltas
-        ended = self._said_all()
-        seen = self._seen
-        state = (deltas, len(seen.calls), len(seen.natives), seen.sealed, ended, self._lost)
+        seen, family, thinking, ended = self._seen, self._family(), self._reader.thinking, self._said_all()
+        deltas = seen.deltas
+        state = (deltas, len(seen.calls), len(seen.natives), seen.sealed, family.name, thinking, ended, self._lost)
         if self._answer is None or state != self._answer_at:
             answer = count_answer(
                 seen if self._is_late or not self._parts else seen.in_whole_parts(self._parts),
                 deltas=deltas,
-                family=self._family(),
+                family=family,
                 prompt=self._read(),
                 api=self._api,
-                thinking=self._reader.thinking,
+                thinking=thinking,
                 ended=ended,
                 lost=self._lost,
             )
@@ -312,9 +313,12 @@ class Meter:
         return self._answer
 
     def _family(self) -> Family:
-        family = family_of(self._model)
-        # A deployment may have any name; the chunks say which model it is.
-        return family if family is not UNKNOWN or self._reader.model is None else family_of(self._reader.model)
+        return family_of(self._model_name())
+
+    def _model_name(self) -> str | None:
+        """The model, by the request; a deployment may have any name, and then the chunks say which it is."""
+        known = family_of(self._model) is not UNKNOWN
+        return self._model if known else self._reader.model or self._model
 
     def _read(self) -> Prompt | None:
         if self._prompt is None and self._read_prompt is not None:
