@@ -122,6 +122,9 @@ class Said(Model):
 
     async def stream(self, *_args: Any, **_kwargs: Any) -> Any:
         yield {"messageStart": {"role": "assistant"}}
+        yield {"contentBlockDelta": {"delta": {"reasoningContent": {"text": "Hm."}}}}
+        yield {"contentBlockDelta": {"delta": {"reasoningContent": {"signature": "signed"}}}}
+        yield {"contentBlockStop": {}}
         yield {"contentBlockDelta": {"delta": {"text": "Well"}}}
         yield {"contentBlockDelta": {"delta": {"citation": {"title": "A book"}}}}
         yield {"contentBlockDelta": {"delta": {"text": " then."}}}
@@ -140,12 +143,12 @@ async def test_every_other_end_releases_it(stop_reason: str, mode: Any):
     events, error = await collect(stream_async(agent, "hello", final_turn_only=mode))
     assert isinstance(error, MaxTokensReachedException) == (stop_reason == "max_tokens")
     assert shown(events) == "Well then."
-    kinds = [next(key for key in ("citation", "data", "message") if key in event) for event in events if _is_of(event)]
-    assert kinds.index("citation") == (0 if mode is True else 1)
-
-
-def _is_of(event: dict[str, Any]) -> bool:
-    return any(key in event for key in ("citation", "data", "message"))
+    # All but the text passes at once, and in order.
+    known = ("reasoningText", "reasoning_signature", "citation", "data", "message")
+    kinds = [key for event in events for key in known if key in event]
+    passed = ["reasoningText", "reasoning_signature", "citation"]
+    assert [key for key in kinds if key in passed] == passed
+    assert kinds.index("citation") == (2 if mode is True else 3)
 
 
 @pytest.mark.parametrize("mode", [True, "retract"])

@@ -309,7 +309,10 @@ async def test_bedrock():
 
 
 async def test_bedrock_before_its_headers():
-    """There is no socket to be had yet: the run ends at once, and the request is stopped when its headers come."""
+    """There is no socket to be had yet: the run ends at once, and the request is stopped when its headers come.
+
+    What the provider does until then nobody knows, and the usage says so.
+    """
     async with provider("application/vnd.amazon.eventstream", BEDROCK[:1], at_once=False) as left:
         agent = bedrock_agent(left.port)
         async with stream_async(agent, "count") as stream, reading(stream) as reader:
@@ -317,6 +320,8 @@ async def test_bedrock_before_its_headers():
             await stream.cancel()
             await reader.end()
         assert not left.gone.is_set()
+        assert stream.usage.output.high is None
+        assert not stream.usage.complete
         left.answers.set()
         await asyncio.wait_for(left.gone.wait(), LIMIT)
     await asyncio.get_running_loop().shutdown_default_executor()
