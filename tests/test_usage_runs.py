@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,14 +14,22 @@ from openai import AsyncOpenAI
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from pydantic_ai import Agent, ModelMessagesTypeAdapter, RunUsage, UsageLimits
+from pydantic_ai import Agent, CancellationToken, ModelMessagesTypeAdapter, RunCancelled, RunUsage, UsageLimits
 from pydantic_ai.capabilities import Instrumentation
 from pydantic_ai.exceptions import UsageLimitExceeded
 from pydantic_ai.models.instrumented import InstrumentationSettings
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
-from cancelstream import Cancellable, CancellableRun, CancellableRunEvents, StreamUsage, run_stream, run_stream_events
+from cancelstream import (
+    Cancellable,
+    CancellableRun,
+    CancellableRunEvents,
+    StreamUsage,
+    _tokens,
+    run_stream,
+    run_stream_events,
+)
 from cancelstream.testing import Answer, ScriptedServer, Silence, Text, ToolCall, Usage
 from cancelstream.testing._plugin import StartServer
 
@@ -153,3 +164,67 @@ async def test_hidden_reasoning_in_a_run(scripted_server: StartServer, clients: 
     assert result.usage.output.value is None
     assert result.usage.output.low == result.usage.output_tokens == len(WORDS)
     assert result.usage.unmeasured_requests == 1
+
+
+async def test_a_cancelled_run_of_pydantic_ai(scripted_server: StartServer, clients: list[AsyncOpenAI]):
+    """`RunCancelled.usage` is plain and says what of it is estimated; its messages have every bound."""
+    agent = Agent(model_for(scripted_server(STUCK), clients), capabilities=[Cancellable()])
+    token = CancellationToken()
+
+    async def read() -> None:
+        async with agent.run_stream("Tell me a story about a frog.", cancellation_token=token) as result:
+            async for text in result.stream_text(debounce_by=None):
+                if text == "".join(WORDS):
+                    token.cancel()
+
+    with pytest.raises(RunCancelled) as caught:
+        await read()
+    usage: Any = caught.value.usage
+    assert type(usage) is RunUsage
+    assert (usage.requests, usage.estimated_requests, usage.unmeasured_requests) == (1, 1, 0)
+    assert usage.output_tokens == usage.estimated_output_tokens == len(WORDS)
+    again = StreamUsage.of(caught.value.all_messages())
+    assert (again.output.value, again.input_tokens) == (len(WORDS), usage.input_tokens)
+    assert again.provenance == "estimated"
+
+
+async def test_a_result_keeps_what_was_estimated_before(scripted_server: StartServer, clients: list[AsyncOpenAI]):
+    """pydantic-ai's own sum in `AgentRunResult.usage` says which part of it was estimated in an earlier run."""
+    agent = Agent(model_for(scripted_server(STUCK, WHOLE), clients), capabilities=[Cancellable()])
+    async with run_stream(agent, "Tell me a story about a frog.") as cut:
+        await cut_after(cut, len(WORDS))
+    total = (await agent.run("And another", usage=RunUsage() + cut.usage)).usage
+    assert (total.requests, total.estimated_requests) == (2, 1)
+    assert (total.output_tokens, total.estimated_output_tokens) == (40 + len(WORDS), len(WORDS))
+    assert total.input_tokens - total.estimated_input_tokens == 30
+    assert total.unmeasured_requests == 0
+
+
+@pytest.mark.usefixtures("nothing_is_loading")
+async def test_nothing_is_fetched_to_count(
+    scripted_server: StartServer, clients: list[AsyncOpenAI], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """With no tokenizer and an empty cache, a cut run is counted and priced, and nobody but its provider is asked."""
+    asked: list[str] = []
+    resolve = socket.getaddrinfo
+
+    def only_here(host: Any, *arguments: Any, **options: Any) -> Any:
+        if host not in ("127.0.0.1", "localhost"):
+            asked.append(host)
+            raise OSError("a test tried to reach the network")
+        return resolve(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", only_here)
+    monkeypatch.setitem(sys.modules, "splintr", None)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(_tokens, "_loaded", {})
+    monkeypatch.setattr(_tokens, "_loading", {})
+    agent = Agent(model_for(scripted_server(STUCK), clients))
+    async with run_stream(agent, "Tell me a story about a frog.") as result:
+        await cut_after(result, len(WORDS))
+    for thread in _tokens._loading.values():
+        thread.join(20)
+    assert _tokens._loaded == {"o200k_base": None}
+    assert result.usage.input.method == "words"
+    assert result.usage.cost_range.value is not None
+    assert not asked
