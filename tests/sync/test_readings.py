@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import threading
 from collections.abc import Iterable, Iterator
@@ -108,6 +109,21 @@ async def test_readings_are_those_of_the_asynchronous_class(reading: str) -> Non
             assert outcome(read(stream, reading)) == expected, sent.name
         assert plain(stream.get(), stream.usage) == plain(other.get(), other.usage), sent.name
         assert stream.cancelled is other.cancelled is False
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+def test_what_the_fast_way_does_not_know_is_the_sdks(encoding: str) -> None:
+    """From the first event on that has a line of its own kind the SDK reads, and nothing is lost or read twice."""
+    sent = by_name("text")
+    data = sent.sse().replace(b'data: {"id": "chatcmpl-1"', b'id: 7\ndata: {"id": "chatcmpl-1"', 3)
+    data = sent.sse() + data + DONE
+    data = gzip.compress(data) if encoding == "gzip" else data
+    reads = [data[n : n + 100] for n in range(0, len(data), 100)]
+    headers = {"content-type": "text/event-stream", "content-encoding": encoding}
+    _answers.append(httpx2.Response(200, headers=headers, stream=Body(reads)))
+    with CancellableStream(_client.chat.completions.create(**ASK, stream=True)) as stream:
+        assert "".join(stream.stream_text(delta=True)) == "Hello wörld!\n" * 2
+    assert stream.get().state == "complete"
 
 
 @pytest.mark.parametrize("then", ["events", "chunks", "pieces"])

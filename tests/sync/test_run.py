@@ -322,7 +322,8 @@ def test_in_a_thread_of_its_own(scripted_server: StartServer) -> None:
     working = Running(work)
     server.wait_request(0, LIMIT).wait_chunks(3, LIMIT)
     run.cancel("enough")
-    assert "".join(working.result()) == (run.response.text or "")
+    read = "".join(working.result())
+    assert (run.response.text or "").startswith(read), "a piece may have been on its way"
     server.records[0].wait_disconnected(LIMIT)
     assert run.cancel_reason == "enough"
 

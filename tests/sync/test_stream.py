@@ -163,7 +163,7 @@ class TestCancel:
         """Whoever cancels may look at once, from its own thread, whatever the reader is doing."""
         with wire.open() as stream:
             reader = Reader(stream.stream_text(delta=True) if text else stream.chunks())
-            reader.wait(3)
+            reader.wait(3 if text else 4)  # the first chunk says who speaks
             for _ in range(20):
                 assert stream.get().state == "incomplete"
                 assert stream.usage.output.low >= 1
@@ -386,8 +386,9 @@ class TestUsage:
         monkeypatch.setattr(_stream, "LATE_LIMIT", 20)
         wire = make_wire("httpx2", Answer(Burst(Text(*["word "] * 100)), Text(Silence())))
         with wire.open() as stream:
-            next(stream.stream_text())
-            stream.cancel()
+            for chunk in stream.chunks():
+                if chunk.choices[0].delta.content:
+                    stream.cancel()
         assert 20 <= stream.usage.output.low < 50
         assert stream.usage.output.high is None
 
@@ -510,16 +511,27 @@ class TestErrors:
         assert not stream.cancelled
         wire.serves()
 
-    def test_a_broken_connection(self, make_wire: MakeWire) -> None:
-        """An error that is not ours is raised, before a cancel; after it, it is what our cutting made of it."""
+    @pytest.mark.parametrize("reading", ["chunks", "text"])
+    def test_a_broken_connection(self, reading: str, make_wire: MakeWire) -> None:
+        """An error that is not ours is raised, in the SDK's words, and ends the stream."""
         wire = make_wire("httpx2", SILENT, WHOLE)
-        stream = wire.open()
-        read_three(stream)
-        wire.server.close()
-        with pytest.raises(openai.APIConnectionError):
-            [*stream.chunks()]
+        with wire.open() as stream:
+            source = stream.chunks() if reading == "chunks" else stream.stream_text()
+            next(source)
+            wire.server.close()
+            with pytest.raises(openai.APIConnectionError):
+                list(source)
+            assert [*stream] == []
         assert not stream.cancelled
-        stream.close()
+        assert stream.get().state == "incomplete"
+
+    def test_a_client_that_checks_every_chunk(self, make_wire: MakeWire) -> None:
+        """What a client's option leaves to the SDK is read by the SDK, and says the same."""
+        wire = make_wire("httpx2", WHOLE)
+        wire.client._strict_response_validation = True
+        with wire.open() as stream:
+            assert stream._lane is None
+            assert [*stream.stream_text(delta=True)] == ["0 ", "1 ", "2 "]
 
     def test_an_asynchronous_stream(self) -> None:
         """The message names what takes it."""

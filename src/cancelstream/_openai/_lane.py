@@ -1,4 +1,4 @@
-"""The fast lane: an `AsyncStream` read from its response's bytes, for as long as its chunks are plain.
+"""The fast lane: a stream of openai's read from its response's bytes, for as long as its chunks are plain.
 
 What `_sse.py` does not take is handed to the SDK, from the beginning of that event on, together with all that follows
 and with the error that reading ended in, if it did: the end of every stream, whatever it is, is the SDK's own. For
@@ -11,18 +11,18 @@ that is not known takes no fast lane; it is slower, and the same otherwise.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import openai
 
 from .._sse import ChunkDecoder
 
-__all__ = ("FastLane",)
+__all__ = ("BlockingLane", "FastLane")
 
 
-class FastLane:
+class _Lane:
     """Reads a stream that nothing was read from yet.
 
     `reads()` is iterated and each read given to `feed()`, until `stopped`; then `hand_over()`, and the SDK goes on.
@@ -32,10 +32,12 @@ class FastLane:
         build: Makes the SDK's object of a decoded chunk.
     """
 
+    _kind: ClassVar[type[Any]]
+
     def __init__(self, stream: Any, build: partial[Any]) -> None:
         self._stream = stream
         self._build = build
-        self._reads: AsyncIterator[bytes]
+        self._reads: Any
         self._decoder = ChunkDecoder()
         self.feed = self._decoder.feed
         """Takes what was read, and returns the chunks in it."""
@@ -47,7 +49,7 @@ class FastLane:
             options, client, decoder = stream._options, stream._client, stream._decoder
             build = partial(client._process_response_data, cast_to=stream._cast_to, response=stream.response)
             is_plain = (
-                type(stream) is openai.AsyncStream
+                type(stream) is cls._kind
                 and type(decoder).__module__ == "openai._streaming"
                 and (options is None or options.stream_mode == "legacy")
                 and (options is None or not options.synthesize_event_and_data)
@@ -62,13 +64,10 @@ class FastLane:
         """The SDK's object of a decoded chunk."""
         return self._build(data=chunk)
 
-    def reads(self) -> AsyncIterator[bytes]:
-        """What is read from the connection, decoded as httpx does."""
-        response = self._stream.response
+    @property
+    def _encoded(self) -> bool:
         # Without an encoding there is nothing to decode, and looking for it takes half of the time.
-        encoded = response.headers.get("content-encoding", "identity") != "identity"
-        self._reads = response.aiter_bytes() if encoded else response.aiter_raw()
-        return self._reads
+        return bool(self._stream.response.headers.get("content-encoding", "identity") != "identity")
 
     @property
     def stopped(self) -> bool:
@@ -84,12 +83,36 @@ class FastLane:
         self._stream.response = _Remainder(self._stream.response, self._decoder, self._reads, failure)
 
 
+class FastLane(_Lane):
+    """The fast lane of an `AsyncStream`."""
+
+    _kind = openai.AsyncStream
+
+    def reads(self) -> AsyncIterator[bytes]:
+        """What is read from the connection, decoded as httpx does."""
+        response = self._stream.response
+        reads: AsyncIterator[bytes] = response.aiter_bytes() if self._encoded else response.aiter_raw()
+        self._reads = reads
+        return reads
+
+
+class BlockingLane(_Lane):
+    """The fast lane of a `Stream`."""
+
+    _kind = openai.Stream
+
+    def reads(self) -> Iterator[bytes]:
+        """What is read from the connection, decoded as httpx does."""
+        response = self._stream.response
+        reads: Iterator[bytes] = response.iter_bytes() if self._encoded else response.iter_raw()
+        self._reads = reads
+        return reads
+
+
 class _Remainder:
     """A response whose bytes begin where the fast lane ended; everything else is the response's own."""
 
-    def __init__(
-        self, response: Any, decoder: ChunkDecoder, reads: AsyncIterator[bytes], failure: Exception | None
-    ) -> None:
+    def __init__(self, response: Any, decoder: ChunkDecoder, reads: Any, failure: Exception | None) -> None:
         self._response = response
         self._decoder = decoder
         self._reads = reads
@@ -103,4 +126,11 @@ class _Remainder:
         if self._failure is not None:
             raise self._failure
         async for data in self._reads:
+            yield self._decoder.newlines(data)
+
+    def iter_bytes(self) -> Iterator[bytes]:
+        yield self._decoder.flush()
+        if self._failure is not None:
+            raise self._failure
+        for data in self._reads:
             yield self._decoder.newlines(data)

@@ -4,7 +4,8 @@ Mechanism. `cancel()` claims the end of the stream's life (`_state.py`) and shut
 read that waits on it. All the rest is the reader's: in its next pull, or the one that was ended, it counts what had
 arrived and was not handed out, closes the response, and lets the loop end. Reading a socket that was shut never waits,
 so what had arrived is really counted. What is handed out goes through the stream's `Transcript`, as in the
-asynchronous class, so events, chunks and text are three readings of one stream.
+asynchronous class, so events, chunks and text are three readings of one stream; text that is asked for first comes on
+the fast lane.
 
 Two locks. `_turn` is held by whoever reads or closes; `close()` only tries it, and leaves the closing to a reader that
 has it. `_account` is held for the moment in which a chunk is taken into the message, so that `get()` may be called from
@@ -32,7 +33,7 @@ from pydantic_ai.messages import ModelResponse, ModelResponseStreamEvent
 
 from .. import _openai, _transport
 from .._history import mark_interrupted
-from .._openai import Transcript, text_of
+from .._openai import BlockingLane, Transcript, text_of
 from .._state import Event, Life, State, checked_reason
 from .._usage import Meter, ResponseUsage
 from ._grip import Grip
@@ -53,8 +54,8 @@ _logger = logging.getLogger("cancelstream")
 class CancellableStream(Generic[ChunkT]):
     """A stream of `openai.OpenAI`, chat completion chunks or events of the Responses API, with a `cancel()`.
 
-    Iterates pydantic-ai's events of it; `chunks()` has the SDK's own objects, `stream_text()` the text. Once it is
-    cancelled the iteration just ends. Use it as `with CancellableStream(stream) as stream:`, so that leaving the block
+    Iterates pydantic-ai's events of it; `chunks()` has the SDK's own objects, `stream_text()` the text, which is read
+    without building any. Once it is cancelled the iteration just ends. Use it as `with CancellableStream(stream) as stream:`, so that leaving the block
     closes it. One thread reads; any may cancel, and look.
 
     Args:
@@ -84,13 +85,19 @@ class CancellableStream(Generic[ChunkT]):
         )
         mapping.response.provider_response_id = asked.resumed
         grammar = _openai.RESPONSES if responses_api else _openai.CHAT
-        self._transcript = Transcript(mapping, grammar, self._meter, _as_it_is)
+        self._lane = BlockingLane.of(stream)
+        build = self._lane.build if self._lane is not None else dict  # not asked: no chunk is a `dict` then
+        self._transcript = Transcript(mapping, grammar, self._meter, build)
+        self._source: Iterator[Any] = stream
+        self._read_before = False
+        self._queue: deque[Any] = deque()
+        """What one read held and was not handed out yet."""
         self._life = Life()
         self._turn = threading.Lock()
         self._account = threading.RLock()
         self._rest: deque[ModelResponseStreamEvent] = deque()
         """The events that follow from the end of the stream."""
-        self._event_iterator: Iterator[ModelResponseStreamEvent] | None = None
+        self._mapped: Iterator[ModelResponseStreamEvent] = iter(())
         self._record: dict[str, Any] = {}
         self._cancelling_job: threading.Thread | None = None
         self._grip = Grip(self._response)
@@ -100,16 +107,14 @@ class CancellableStream(Generic[ChunkT]):
 
     def __iter__(self) -> Iterator[ModelResponseStreamEvent]:
         """The one iteration of this stream: a second loop goes on where the first one stopped."""
-        if self._event_iterator is None:
-            self._event_iterator = self._events()
-        return self._event_iterator
-
-    def _events(self) -> Iterator[ModelResponseStreamEvent]:
-        while (chunk := self._next()) is not None:
-            for event in self._mapped(chunk):
-                if self._life.state is not State.LIVE:
-                    break
+        while True:
+            if self._life.state is State.LIVE and (event := self._map(self._mapped)) is not None:
                 yield event
+                continue
+            chunk = self._next()
+            if chunk is None:
+                break
+            self._mapped = self._transcript.events(chunk)
         while self._rest:
             yield self._rest.popleft()
 
@@ -117,6 +122,7 @@ class CancellableStream(Generic[ChunkT]):
         """The SDK's own objects, unchanged; ends without an error when the stream is cancelled."""
         while (chunk := self._next()) is not None:
             with self._account:
+                chunk = self._transcript.built(chunk)
                 if self._transcript.text(chunk) is None:
                     self._transcript.skip(chunk)
             yield chunk
@@ -127,31 +133,34 @@ class CancellableStream(Generic[ChunkT]):
         Args:
             delta: Whether to yield each piece by itself, or the whole text so far (the default).
         """
+        if self._lane is not None and not self._read_before:
+            self._source = _in_lane(self._lane, self._stream)
         text = ""
         while (chunk := self._next()) is not None:
             with self._account:
                 piece = self._transcript.text(chunk)
             if piece is None:
-                piece = "".join(map(text_of, self._mapped(chunk)))
+                piece = self._text_in(self._transcript.events(chunk))
             if piece:
                 text = piece if delta else text + piece
                 yield text
 
-    def _mapped(self, chunk: Any) -> Iterator[ModelResponseStreamEvent]:
-        """The events of a chunk that is handed out."""
-        events = self._transcript.events(chunk)
-        while True:
-            try:
-                with self._account:
-                    event = next(events, None)
-            except Exception:
-                # A chunk said that the answer failed: nothing of use can follow.
-                self._life.apply(Event.ERROR)
-                self._finish_unless_read()
-                raise
-            if event is None:
-                return
-            yield event
+    def _text_in(self, events: Iterator[ModelResponseStreamEvent]) -> str:
+        text = ""
+        while (event := self._map(events)) is not None:
+            text += text_of(event)
+        return text
+
+    def _map(self, events: Iterator[ModelResponseStreamEvent]) -> ModelResponseStreamEvent | None:
+        """The next event of a chunk that is handed out."""
+        try:
+            with self._account:
+                return next(events, None)
+        except Exception:
+            # A chunk said that the answer failed: nothing of use can follow.
+            self._life.apply(Event.ERROR)
+            self._finish_unless_read()
+            raise
 
     def _next(self) -> Any:
         """The next chunk, `None` at the end, whichever end it is.
@@ -159,6 +168,8 @@ class CancellableStream(Generic[ChunkT]):
         Raises:
             RuntimeError: Another thread is reading.
         """
+        if self._queue and self._life.state is State.LIVE:
+            return self._queue.popleft()
         if self._is_over:
             return None
         if not self._turn.acquire(blocking=False):
@@ -172,8 +183,9 @@ class CancellableStream(Generic[ChunkT]):
                 self._finish_unless_read()
 
     def _read(self) -> Any:
+        self._read_before = True
         try:
-            chunk = next(self._stream)
+            chunk = next(self._source)
         except StopIteration:
             self._found_end()
             return None
@@ -186,8 +198,11 @@ class CancellableStream(Generic[ChunkT]):
             self._life.apply(Event.LEAVE, "left")
             raise
         if self._life.state is not State.LIVE:
-            self._meter.late([chunk])
+            self._meter.late(_listed(chunk))
             return None
+        if chunk.__class__ is list:
+            self._queue.extend(chunk)
+            return self._queue.popleft()
         return chunk
 
     def _found_end(self) -> None:
@@ -285,6 +300,8 @@ class CancellableStream(Generic[ChunkT]):
 
     def _count_late(self) -> None:
         """Count what had arrived and was not handed out."""
+        self._meter.late(self._queue)
+        self._queue.clear()
         self._grip.cut()
         if not self._grip.was_cut and not self._response.is_closed:
             # To read on would be to wait.
@@ -294,7 +311,7 @@ class CancellableStream(Generic[ChunkT]):
         late: list[Any] = []
         try:
             while len(late) < LATE_LIMIT:
-                late.append(next(self._stream))
+                late.extend(_listed(next(self._source)))
             self._meter.lost()
         except (StopIteration, Exception) as end:  # noqa: BLE001
             _logger.debug("%d chunks had arrived: %r", len(late), end)
@@ -344,5 +361,21 @@ class CancellableStream(Generic[ChunkT]):
         return response
 
 
-def _as_it_is(chunk: Any) -> Any:
-    return chunk
+def _in_lane(lane: BlockingLane, stream: Iterator[Any]) -> Iterator[Any]:
+    """Lists of what the SDK's chunks would be made of, and then what the SDK makes of the rest."""
+    failure: Exception | None = None
+    try:
+        for data in lane.reads():
+            if chunks := lane.feed(data):
+                yield chunks
+            if lane.stopped:
+                break
+    except Exception as error:  # noqa: BLE001 - the SDK raises it again, in its own words
+        failure = error
+    lane.hand_over(failure)
+    yield from stream
+
+
+def _listed(chunk: Any) -> list[Any]:
+    """What one pull gave: in the fast lane a list, else one chunk."""
+    return chunk if chunk.__class__ is list else [chunk]
