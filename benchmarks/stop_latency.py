@@ -85,7 +85,7 @@ def serve_worker(listening: socket.socket, redis: str) -> None:  # noqa: C901 - 
     def client(request: Request) -> AsyncOpenAI:
         url = request.headers["model"]
         if url not in clients:
-            clients[url] = AsyncOpenAI(base_url=url, api_key="k", max_retries=0)
+            clients[url] = AsyncOpenAI(base_url=url, api_key="k", max_retries=0, timeout=120)
         return clients[url]
 
     def save(_: object) -> None:

@@ -60,7 +60,7 @@ def served(model: ScriptedServer, tmp_path_factory: pytest.TempPathFactory) -> G
 def tab(browser: Any, served: Page) -> Generator[Any]:
     """A visitor's first tab, which fails the test for any error of the page's and any request to elsewhere."""
     context = browser.new_context()
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(30_000)
     tab = context.new_page()
     errors: list[str] = []
     asked: list[str] = []
@@ -243,7 +243,7 @@ def test_a_page_that_the_browser_keeps_frozen(served: Page, model: ScriptedServe
         driver.execute_script("addEventListener('pageshow', (event) => { window.cameBack = event.persisted })")
         before = len(model.records)
         driver.find_element(By.ID, "send").click()
-        wait = WebDriverWait(driver, 10)
+        wait = WebDriverWait(driver, 30)
         wait.until(lambda driver: "word3" in driver.find_element(By.ID, "transcript").text)
         driver.get(f"{served.url}page/icon.svg")
         model.wait_request(before).wait_disconnected()

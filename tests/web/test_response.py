@@ -383,9 +383,11 @@ async def until(condition: Callable[[], object]) -> None:
 async def test_pings_come_while_nothing_else_does() -> None:
     with Chat(Answer(Text("Hel", "lo"), Silence()), ping=0.05) as chat:
         async with chat.post() as client:
-            events = [await client.event() for _ in range(5)]
-        assert [name for name, _ in events] == ["start", "message", "message", "comment", "comment"]
-        assert events[-1] == ("comment", "ping")
+            said = [await client.event() for _ in range(3)]
+            while len([name for name, _ in said if name == "message"]) < 2:  # on a slow machine a ping comes before
+                said.append(await client.event())
+            assert [await client.event() for _ in range(2)] == [("comment", "ping")] * 2
+        assert said[0][0] == "start"
         await chat.end()
 
 
@@ -427,7 +429,8 @@ async def test_a_run_that_times_out_is_interrupted_and_not_failed() -> None:
             events = await client.events()
         await chat.end()
         assert (events[-1][1]["state"], events[-1][1]["reason"]) == ("interrupted", "timeout")
-        await chat.model.records[0].until_disconnected()
+        for record in chat.model.records:  # none, if the machine was too slow to ask in time
+            await record.until_disconnected()
 
 
 @pytest.mark.parametrize("factory", [lambda chat: 1 / 0, lambda chat: "text", lambda chat: contextlib.nullcontext()])

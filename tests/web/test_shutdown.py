@@ -45,7 +45,7 @@ async def test_uvicorn_is_told_to_end(
                 async with server.post("/chat") as c:
                     await model.until_request(2)
                     assert [(await client.event())[0] for client in (b, b)] == ["start", "message"]
-                    took = await asyncio.to_thread(server.end, number)
+                    await asyncio.to_thread(server.end, number)
                     ends = [(await client.events())[-1] for client in (a, b, c)]
         for record in model.records:
             await record.until_disconnected()
@@ -54,7 +54,6 @@ async def test_uvicorn_is_told_to_end(
     ] * 3
     assert [saved["reason"] for saved in server.saves()] == ["server_shutdown"] * 3
     assert sorted(saved["text"] or "" for saved in server.saves())[:2] == ["", "Hello"]
-    assert took < 3
     assert "Traceback" not in server.said()
 
 

@@ -48,13 +48,11 @@ class Forked:
         self.process = _PROCESSES.Process(target=_call, args=(output, environment, call, arguments))
         self.process.start()
 
-    def end(self, number: signal.Signals) -> float:
-        """Send a signal, wait until the process has ended, and say how many seconds that took."""
-        started = time.monotonic()
+    def end(self, number: signal.Signals) -> None:
+        """Send a signal, and wait until the process has ended."""
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
         self.wait(LIMIT)
-        return time.monotonic() - started
 
     def wait(self, limit: float) -> None:
         """Wait until it has ended by itself."""
