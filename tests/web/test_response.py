@@ -34,8 +34,8 @@ from cancelstream.testing import Answer, Cut, Gap, Gate, HttpError, ScriptedServ
 SLOWLY = Text(*(f"word{number} " for number in range(10_000)), gap=0.002)
 """Goes on for 20 seconds: a test that waited for its end would be seen."""
 
-MUCH = Text(*(["x" * 4096] * 150))
-"""More than the sockets between server and client hold."""
+MUCH = Text(*(["x" * 4096] * 300))
+"""More than what is between the model and the client can hold: sockets, uvicorn's buffer, two batches in the outbox."""
 
 
 class Chat:
@@ -341,10 +341,10 @@ async def test_a_slow_client_slows_the_reading_down() -> None:
             await chat.until_stalled()
             stream = chat.responses[0]._stream
             assert stream is not None
-            assert stream._characters < 150 * 4096
+            assert stream._characters < 300 * 4096
             events = await client.events()
         assert events[-1][1]["state"] == "complete"
-        assert events[-1][1]["characters"] == 150 * 4096
+        assert events[-1][1]["characters"] == 300 * 4096
         await chat.end()
 
 
@@ -367,7 +367,7 @@ async def test_continue_can_still_be_stopped_without_the_client() -> None:
     with Chat(Answer(MUCH, Silence()), on_disconnect="continue") as chat:
         async with chat.post(window=4096) as client:
             stop_id = client.headers["x-stop-id"]
-        await (await chat.model.until_request()).until_chunks(150)
+        await (await chat.model.until_request()).until_chunks(300)
         assert await chat.stop(stop_id) == (202, b'{"status":"accepted"}')
         await chat.model.records[0].until_disconnected()
         _, end = await chat.end()
