@@ -55,8 +55,9 @@ class CancellableStream(Generic[ChunkT]):
     """A stream of `openai.OpenAI`, chat completion chunks or events of the Responses API, with a `cancel()`.
 
     Iterates pydantic-ai's events of it; `chunks()` has the SDK's own objects, `stream_text()` the text, which is read
-    without building any. Once it is cancelled the iteration just ends. Use it as `with CancellableStream(stream) as stream:`, so that leaving the block
-    closes it. One thread reads; any may cancel, and look.
+    without building any. Once it is cancelled the iteration just ends. Use it as
+    `with CancellableStream(stream) as stream:`, so that leaving the block closes it. One thread reads; any may cancel,
+    and look.
 
     Args:
         stream: The stream, which nothing was read from yet.
