@@ -14,17 +14,21 @@ from openai import AsyncOpenAI
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from pydantic_ai import Agent, CancellationToken, ModelMessagesTypeAdapter, RunCancelled, RunUsage, UsageLimits
+from pydantic_ai import Agent, CancellationToken, ModelMessagesTypeAdapter, RunCancelled, RunUsage, Tool, UsageLimits
 from pydantic_ai.capabilities import Instrumentation
 from pydantic_ai.exceptions import UsageLimitExceeded
 from pydantic_ai.models.instrumented import InstrumentationSettings
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
+from pydantic_ai.models.test import TestModel
+from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from cancelstream import (
     Cancellable,
+    CancellableModel,
     CancellableRun,
     CancellableRunEvents,
+    Count,
     StreamUsage,
     _tokens,
     run_stream,
@@ -82,6 +86,31 @@ async def test_a_cut_run(scripted_server: StartServer, clients: list[AsyncOpenAI
         assert (again.input, again.output, again.provenance) == (usage.input, usage.output, "estimated")
         assert again.cost_range == usage.cost_range
         assert (again.input_tokens, again.output_tokens) == (usage.input_tokens, usage.output_tokens)
+
+
+@pytest.mark.usefixtures("tokenizers")
+async def test_each_interface_counts_its_own_way(scripted_server: StartServer, clients: list[AsyncOpenAI]):
+    """Functions take another number of tokens in the Responses API than in the chat API, also for a wrapped model."""
+    asked: dict[str, Count] = {}
+    for api in ("chat", "responses"):
+        model = WrapperModel(model_for(scripted_server(STUCK), clients, api, name="gpt-5-mini"))
+        agent = Agent(model, tools=[Tool(lambda: "a frog", name="look", takes_ctx=False)])
+        async with run_stream(agent, "Look") as result:
+            await cut_after(result, len(WORDS))
+        asked[api] = result.usage.input
+    chat, responses = asked["chat"].value, asked["responses"].value
+    assert chat is not None
+    assert responses is not None
+    # Models that reason are told where calls go, in a system message, by the chat API alone.
+    assert chat - responses > 50
+
+
+def test_wrapping_a_model_loads_its_tokenizer(monkeypatch: pytest.MonkeyPatch):
+    """So that it is there before the event loop runs, where a program wraps its models first."""
+    wanted: list[str] = []
+    monkeypatch.setattr(_tokens, "preload", wanted.append)
+    CancellableModel(TestModel(model_name="gpt-3.5-turbo"))
+    assert wanted == ["cl100k_base"]
 
 
 async def test_a_run_of_which_one_answer_was_cut(scripted_server: StartServer, clients: list[AsyncOpenAI]):

@@ -34,6 +34,7 @@ from pydantic_ai.models import (
     ModelRequestParameters,
     StreamedResponse,
 )
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.run import AgentRunResult
 from pydantic_ai.settings import ModelSettings
@@ -41,7 +42,7 @@ from pydantic_ai.tools import ToolDefinition
 
 from ._history import HistoryPolicy, apply_policy, mark_interrupted
 from ._response import CancellableStreamedResponse
-from ._usage import Meter, ResponseUsage
+from ._usage import Api, Meter, ResponseUsage, prepare
 
 __all__ = ("Account", "Cancellable", "CancellableModel", "hand_over", "is_inside")
 
@@ -138,6 +139,7 @@ class CancellableModel(WrapperModel):
     def __init__(self, wrapped: Model | KnownModelName | str) -> None:
         super().__init__(wrapped)
         self.account: Account | None = None
+        prepare(self.wrapped.model_name)
 
     @asynccontextmanager
     async def request_stream(
@@ -163,6 +165,7 @@ class CancellableModel(WrapperModel):
                 messages=messages,
                 model_settings=model_settings,
                 model_request_parameters=model_request_parameters,
+                api=_api_of(model),
             ),
             parameters=model_request_parameters,
         )
@@ -176,6 +179,15 @@ class CancellableModel(WrapperModel):
             await stream.leave(account.why_left(None))
         finally:
             _describe(stream.usage)
+
+
+def _api_of(model: Model) -> Api | None:
+    """Which of OpenAI's interfaces a model speaks, under whatever else wraps it: they count differently."""
+    while isinstance(model, WrapperModel):
+        model = model.wrapped
+    if isinstance(model, OpenAIResponsesModel):
+        return "openai-responses"
+    return "openai-chat" if isinstance(model, OpenAIChatModel) else None
 
 
 def _describe(usage: ResponseUsage) -> None:

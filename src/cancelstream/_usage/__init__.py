@@ -8,5 +8,6 @@ from ._cost import CostRange
 from ._count import Count, Provenance, Source
 from ._meter import Meter, prepare
 from ._objects import ResponseUsage, StreamUsage
+from ._prompt import Api
 
-__all__ = ("CostRange", "Count", "Meter", "Provenance", "ResponseUsage", "Source", "StreamUsage", "prepare")
+__all__ = ("Api", "CostRange", "Count", "Meter", "Provenance", "ResponseUsage", "Source", "StreamUsage", "prepare")
