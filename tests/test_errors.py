@@ -22,7 +22,12 @@ def test_one_base_catches_them_all():
 
 
 @pytest.mark.parametrize(
-    "error", [IncompleteHistoryError(3, "interrupted", "client_disconnect"), IncompleteOutputError("left")]
+    "error",
+    [
+        IncompleteHistoryError(3, "interrupted", "client_disconnect"),
+        IncompleteHistoryError(3, "interrupted", None, lacks_prompt=True),
+        IncompleteOutputError("left"),
+    ],
 )
 def test_an_error_survives_a_process_boundary(error: CancelStreamError):
     """A worker pool or a task queue hands the error on whole."""

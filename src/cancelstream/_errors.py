@@ -27,7 +27,7 @@ class CancelStreamError(Exception):
 class IncompleteHistoryError(CancelStreamError, ValueError):
     """A message history holds an answer that was cut, and would have been sent as if it were whole.
 
-    Raised before any request is made. `salvage(messages)` makes such a history usable.
+    Raised before any request is made. `salvage(messages)` makes such a history usable, together with a prompt.
 
     Attributes:
         index: Where the incomplete message stands in the history.
@@ -35,19 +35,23 @@ class IncompleteHistoryError(CancelStreamError, ValueError):
         reason: Why it was cut, where that is known; it may come from a stranger.
     """
 
-    def __init__(self, index: int, state: str, reason: str | None) -> None:
+    def __init__(self, index: int, state: str, reason: str | None, lacks_prompt: bool = False) -> None:
         self.index = index
         self.state = state
         self.reason = reason
+        self._lacks_prompt = lacks_prompt  # it may be sent, and there is nothing to send it with
         because = "" if reason is None else f" (reason {reason!r})"
         super().__init__(
-            f"message {index} of the history is {state!r}{because}: it was cut short, by a cancel, a `break`, "
+            f"message {index}, the last of the history, is {state!r}{because}, and there is no prompt: the cut text "
+            "would be returned as the run's output. Pass a prompt, such as one that asks to go on where it stopped."
+            if lacks_prompt
+            else f"message {index} of the history is {state!r}{because}: it was cut short, by a cancel, a `break`, "
             "a timeout, a crash or a usage limit, and must not be sent as a whole answer. Pass "
             "`salvage(messages)` instead, drop the message, or set `Cancellable(history='salvage')`."
         )
 
-    def __reduce__(self) -> tuple[type[IncompleteHistoryError], tuple[int, str, str | None]]:
-        return type(self), (self.index, self.state, self.reason)
+    def __reduce__(self) -> tuple[type[IncompleteHistoryError], tuple[int, str, str | None, bool]]:
+        return type(self), (self.index, self.state, self.reason, self._lacks_prompt)
 
 
 class IncompleteOutputError(CancelStreamError):

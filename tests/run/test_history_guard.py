@@ -256,7 +256,7 @@ async def test_salvaged_without_a_prompt(model: Model, way: Way):
     """A salvaged answer at the end is no output either: it takes a prompt to go on from it."""
     history = salvage(await cut_by_us())
     agent = model.agent(capabilities=[Cancellable()])
-    with pytest.raises(IncompleteHistoryError):
+    with pytest.raises(IncompleteHistoryError, match="Pass a prompt"):
         await way(agent, None, history)
     assert model.requests == []
     await way(agent, "go on", history)

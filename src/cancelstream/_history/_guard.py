@@ -89,10 +89,10 @@ def refuse_incomplete(messages: Sequence[ModelMessage]) -> None:
             raise refusal(index, message)
 
 
-def refusal(index: int, message: ModelMessage) -> IncompleteHistoryError:
+def refusal(index: int, message: ModelMessage, *, lacks_prompt: bool = False) -> IncompleteHistoryError:
     """Return the error that names this message."""
     reason = record_of(message).get("reason")
-    return IncompleteHistoryError(index, message.state, reason if isinstance(reason, str) else None)
+    return IncompleteHistoryError(index, message.state, reason if isinstance(reason, str) else None, lacks_prompt)
 
 
 def checked(messages: Iterable[ModelMessage]) -> list[ModelMessage]:

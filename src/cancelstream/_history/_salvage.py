@@ -63,7 +63,7 @@ def apply_policy(
     if not has_prompt and history:
         last = history[-1]
         if isinstance(last, ModelResponse) and last.state in CUT_STATES:
-            raise refusal(len(history) - 1, last)
+            raise refusal(len(history) - 1, last, lacks_prompt=True)
     return history
 
 
