@@ -7,7 +7,7 @@ exchanges (with `request` and `response`). What the provider reported is taken o
 the meter, which then has to estimate it. A stream counts once whole, and once each cut at 25, 50 and 75 % of its
 deltas; the truth of a cut is the number of tokens, of the whole answer's own tokenisation, that lie within the part
 that was delivered. Everything is printed twice: with the tokenizer extra, and with no tokenizer at hand; the goals are
-for the former. The exit status is 1 if a goal was missed.
+for the former. The exit status is 1 if a goal for a count was missed; costs depend on the machine's other work.
 
 Nothing is fitted here: the constants are in `cancelstream/_usage/`.
 """

@@ -94,7 +94,7 @@ class Family:
         return self.name.startswith("openai")
 
     @property
-    def claude(self) -> bool:
+    def is_claude(self) -> bool:
         """Whether these are Anthropic's models."""
         return self.name.startswith("claude")
 

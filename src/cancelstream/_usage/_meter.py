@@ -278,7 +278,7 @@ class Meter:
 
     def _opens_with_placeholder(self) -> bool:
         """Whether an early output count is none: Anthropic's means nothing until the finish reason comes."""
-        return self._provider == "anthropic" or self._family().claude
+        return self._provider == "anthropic" or self._family().is_claude
 
     def _asked(self) -> Count:
         """The request, estimated once, and again where only the chunks say which model it is."""

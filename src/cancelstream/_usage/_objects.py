@@ -224,7 +224,8 @@ class StreamUsage(_Recorded, RunUsage):
             rest -= RunUsage() + one
             records.extend([record_of_message(response)] if isinstance(response, ModelResponse) else _records_of(one))
         if rest.input_tokens > 0 or rest.output_tokens > 0:
-            # What the run was given as `usage=`, or spent on responses that nobody kept.
+            # What the run was given as `usage=`, or spent on responses that nobody kept. A response may be
+            # unmeasured before the total says so, which leaves less than none.
             rest.unmeasured_requests = max(rest.unmeasured_requests, 0)
             records.append(record_of_plain(rest))
         usage._remember(tuple(records))

@@ -128,7 +128,7 @@ def _calls(seen: Delivered, family: Family, prompt: Prompt | None, api: Api | No
         named, arguments = family.count(name), family.count(text)
         value, low, high = named.value + arguments.value, float(len(pieces)), named.high + arguments.high
         if not family.is_openai:
-            written = _arguments(text) if family.claude else 0
+            written = _arguments(text) if family.is_claude else 0
             value += family.call + _PARAMETER * written
             high = 2 * high + 2 * _PARAMETER * written + 2 * family.call
         elif position:
