@@ -51,7 +51,7 @@ class _Lane:
             is_plain = (
                 type(stream) is cls._kind
                 and type(decoder).__module__ == "openai._streaming"
-                and (options is None or options.stream_mode == "legacy")
+                and getattr(options, "stream_mode", "legacy") == "legacy"  # older versions have no other
                 and (options is None or not options.synthesize_event_and_data)
                 and not client._strict_response_validation
                 and not stream.response.is_closed
