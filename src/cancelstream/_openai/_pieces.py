@@ -12,8 +12,6 @@ A chunk is an SDK object, or the `dict` that one would be made of. Whatever is n
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
-from operator import itemgetter
 from typing import Any, Final, NamedTuple, Protocol
 
 from pydantic_ai.profiles import DEFAULT_THINKING_TAGS
@@ -22,6 +20,8 @@ __all__ = ("CHAT", "RESPONSES", "Grammar", "Piece", "fields_of")
 
 _READ: Final = ("content", "refusal", "reasoning", "reasoning_content", "tool_calls", "annotations")
 """The fields of a delta that pydantic-ai reads."""
+
+_NOT_CONTENT: Final = _READ[1:]
 
 _NOTHING: Final[Mapping[str, Any]] = {}
 
@@ -49,10 +49,11 @@ class Grammar(Protocol):
         """The piece that a chunk may be."""
         ...
 
-    def follows(self, before: Piece) -> Callable[[Any], str | None]:
-        """What finds the text of a chunk that carries on what `before` is a piece of; for any other, `None`.
+    def follows(self, before: Piece, chunk: object) -> Callable[[Any], str | None]:
+        """What finds the text of a chunk that carries on what `before`, a piece in `chunk`, is a piece of.
 
-        May raise on a chunk that is not what it should be, an `AttributeError`, `LookupError` or `TypeError`.
+        For any other chunk it returns `None`, or raises an `AttributeError`, a `LookupError` or a `TypeError`. Chunks
+        that are not of the kind of `chunk`, a `dict` or an SDK object, may be such.
         """
         ...
 
@@ -88,9 +89,9 @@ class _Chat:
             return None
         return Piece(name, place, _envelope(top, fields_of(choice)), text)
 
-    def follows(self, before: Piece) -> Callable[[Any], str | None]:
+    def follows(self, before: Piece, chunk: object) -> Callable[[Any], str | None]:
         if before.name == "content":
-            return partial(_next_text, before.envelope)
+            return (_text_in_dicts if type(chunk) is dict else _text_in_objects)(before.envelope)
 
         def follows(chunk: object) -> str | None:
             piece = self.piece(chunk)
@@ -109,44 +110,56 @@ class _Chat:
         return chunk.model_copy(update={"choices": [choice.model_copy(update={"delta": delta})]})
 
 
-_of_chunk = itemgetter("choices", "usage", "moderation", "id", "model", "service_tier")
-_of_choice = itemgetter("delta", "finish_reason", "logprobs", "index")
-_of_delta = itemgetter("content", "tool_calls", "refusal")
+# What `piece()` asks of a piece of text, in fewer steps.
 
 
-def _next_text(envelope: tuple[object, ...], chunk: Any) -> str | None:
-    """What `piece()` asks of a piece of text, in fewer steps, and past pydantic's `__getattr__`."""
-    if chunk.__class__ is dict:
-        return _next_text_of_dict(envelope, chunk)
-    choices, usage, moderation, identity, model, tier = _of_chunk(chunk.__dict__)
-    if len(choices) != 1 or usage is not None or moderation is not None:
-        return None
-    delta, finish_reason, logprobs, index = _of_choice(choices[0].__dict__)
-    if finish_reason is not None or logprobs is not None or delta.__pydantic_extra__:
-        return None
-    text, tool_calls, refusal = _of_delta(delta.__dict__)
-    if text.__class__ is not str or not text or text in DEFAULT_THINKING_TAGS or tool_calls or refusal:
-        return None
-    return text if (index or 0, identity, model, tier) == envelope else None
+def _text_in_dicts(envelope: tuple[object, ...]) -> Callable[[Any], str | None]:
+    index, identity, model, tier = envelope
+
+    def follows(chunk: dict[str, Any]) -> str | None:
+        choices: Any = chunk["choices"]
+        choice: Any = choices[0]
+        delta: Any = choice["delta"]
+        text: Any = delta["content"]
+        if text.__class__ is not str or not text or text in DEFAULT_THINKING_TAGS or len(choices) != 1:
+            return None
+        if len(delta) > 1 and any(map(delta.get, _NOT_CONTENT)):
+            return None
+        field = chunk.get
+        if choice.get("finish_reason") or choice.get("logprobs") is not None:
+            return None
+        if field("usage") is not None or field("moderation") is not None:
+            return None
+        if (choice.get("index") or 0) != index or field("id") != identity or field("model") != model:
+            return None
+        return text if field("service_tier") == tier else None
+
+    return follows
 
 
-def _next_text_of_dict(envelope: tuple[object, ...], chunk: dict[str, Any]) -> str | None:
-    field = chunk.get
-    choices: Any = field("choices")
-    if len(choices) != 1 or field("usage") is not None or field("moderation"):
-        return None
-    choice: Any = choices[0]
-    delta: Any = choice["delta"]
-    text: Any = delta["content"]
-    if choice.get("finish_reason") or choice.get("logprobs"):
-        return None
-    if text.__class__ is not str or not text or text in DEFAULT_THINKING_TAGS:
-        return None
-    if len(delta) > 1:
-        for name in _READ[1:]:
-            if delta.get(name):
-                return None
-    return text if (choice.get("index") or 0, field("id"), field("model"), field("service_tier")) == envelope else None
+def _text_in_objects(envelope: tuple[object, ...]) -> Callable[[Any], str | None]:
+    index, identity, model, tier = envelope
+
+    def follows(chunk: Any) -> str | None:
+        top = chunk.__dict__  # past pydantic's `__getattr__`
+        choices = top["choices"]
+        choice = choices[0].__dict__
+        delta = choice["delta"]
+        extra, delta = delta.__pydantic_extra__, delta.__dict__
+        text = delta["content"]
+        if text.__class__ is not str or not text or text in DEFAULT_THINKING_TAGS or len(choices) != 1:
+            return None
+        if delta["tool_calls"] or delta["refusal"] or (extra and any(map(extra.get, _NOT_CONTENT))):
+            return None
+        if choice["finish_reason"] or choice["logprobs"] is not None:
+            return None
+        if top["usage"] is not None or top.get("moderation") is not None:
+            return None
+        if (choice["index"] or 0) != index or top["id"] != identity or top["model"] != model:
+            return None
+        return text if top["service_tier"] == tier else None
+
+    return follows
 
 
 def _only(items: Any) -> Any:
@@ -182,7 +195,7 @@ class _Responses:
             return None
         return Piece(kind, (event.get("item_id"), event.get("content_index"), event.get("summary_index")), (), text)
 
-    def follows(self, before: Piece) -> Callable[[Any], str | None]:
+    def follows(self, before: Piece, chunk: object) -> Callable[[Any], str | None]:
         kind, place = before.name, before.place
 
         def follows(chunk: object) -> str | None:

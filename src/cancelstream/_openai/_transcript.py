@@ -88,7 +88,7 @@ class Transcript:
             own = own.model_copy(update={"choices": [*compress(own.choices, mine)]})
         self.flush()
         self._run, self._count = self._grammar.piece(own), count
-        self._next = _nothing if self._run is None else self._grammar.follows(self._run)
+        self._next = _nothing if self._run is None else self._grammar.follows(self._run, chunk)
         self._template = own
         self._is_text = False
         self._mapping.feed(own)

@@ -27,7 +27,7 @@ from pydantic_ai.messages import ModelResponseStreamEvent
 from pydantic_ai.models import ModelRequestParameters, StreamedResponse
 
 from .. import _openai
-from .._openai import Asked, FastLane, Transcript, text_of
+from .._openai import Asked, FastLane, Growing, Transcript, text_of
 from .._state import Event, State
 from .._usage import Meter
 from ._response import LEAVE_TIMEOUT, CancellableStreamedResponse
@@ -153,7 +153,7 @@ class OpenAIResponse(CancellableStreamedResponse):
         """
         self._text_only = not self._read_before
         chunks, queue, pull = _Chunks(self), self._queue, self._pull._pull
-        text = ""
+        growing = Growing()
         try:
             while True:
                 # `chunks.next()`, written out: this is what happens for every token.
@@ -168,8 +168,7 @@ class OpenAIResponse(CancellableStreamedResponse):
                 if piece is None:
                     piece = "".join(map(text_of, self._events(chunk)))
                 if piece:
-                    text = piece if delta else text + piece
-                    yield text
+                    yield piece if delta else growing.add(piece)
         except StopAsyncIteration:
             return
 

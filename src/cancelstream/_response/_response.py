@@ -31,7 +31,7 @@ from pydantic_ai.usage import RequestUsage
 from .._closing import Closing
 from .._errors import CancellationUnsupported
 from .._history import mark_interrupted
-from .._openai import text_of
+from .._openai import Growing, text_of
 from .._peekable import PeekableAsyncStream
 from .._state import Event, Life, State, checked_reason
 from .._usage import Meter, ResponseUsage
@@ -169,11 +169,10 @@ class CancellableStreamedResponse(StreamedResponse):
         Args:
             delta: Whether to yield each piece by itself, or the whole text so far (the default).
         """
-        text = ""
+        growing = Growing()
         async for event in self:
             if piece := text_of(event):
-                text = piece if delta else text + piece
-                yield text
+                yield piece if delta else growing.add(piece)
 
     def chunks(self) -> AsyncIterator[Any]:
         """The SDK's own objects, unchanged, of a response that `from_openai()` or `open_stream()` made.
