@@ -10,7 +10,7 @@ memory, with one wait before each read (`_text_ways.py`); on a socket a read cos
 3. `--peers`: other libraries, each in an environment of its own, made by uv (or venv) on the fly; one that cannot be
    installed says so in its row. They do more with a stream than to hand out its text: agents, callbacks, traces.
 
-    python benchmarks/text_stream.py [--rounds 15] [--peers] [--environments DIR]
+    python benchmarks/text_stream.py [--rounds 25] [--peers] [--environments DIR]
 
 The exit status is 1 if a goal was missed.
 """
@@ -47,6 +47,7 @@ PEERS = {
     "litellm": "litellm",
     "strands-agents": "strands-agents[openai]",
 }
+CHUNKS = 2_000  # short rounds, and many: a slow moment then strikes both of a ratio
 SIZES = (5_000, 20_000, 80_000)
 FLAT = 1.2
 
@@ -73,8 +74,8 @@ def run(python: str, name: str, *options: object) -> dict[str, Any]:
 
 
 def measure(name: str, *, rounds: int, python: str = sys.executable, in_a_read: int = 1) -> Measured:
-    found = run(python, name, "--chunks", SIZES[0], "--in-a-read", in_a_read, "--rounds", rounds)
-    way, raw = found["times"][f"{name} {SIZES[0]}"], found["times"][f"raw {SIZES[0]}"]
+    found = run(python, name, "--chunks", CHUNKS, "--in-a-read", in_a_read, "--rounds", rounds)
+    way, raw = found["times"][f"{name} {CHUNKS}"], found["times"][f"raw {CHUNKS}"]
     ratio = statistics.median(a / b for a, b in zip(way, raw, strict=True))
     return Measured(found["versions"], statistics.median(way), statistics.median(raw), ratio)
 
@@ -92,7 +93,7 @@ def head(what: str) -> None:
 
 def ours(rounds: int) -> None:
     for in_a_read in (1, 16):
-        head(f"{SIZES[0]:,} chunks, {in_a_read} in a read")
+        head(f"{CHUNKS:,} chunks, {in_a_read} in a read")
         goals = {"delta": 0.10, "objects": 1.04}
         found = {name: measure(name, rounds=rounds, in_a_read=in_a_read) for name in OURS}
         for name, what in OURS.items():
@@ -104,7 +105,9 @@ def ours(rounds: int) -> None:
 def flat(rounds: int) -> None:
     print("flat: us a chunk of 5,000, 20,000 and 80,000 chunks, 16 in a read")
     for name in ("delta", "whole"):
-        times = run(sys.executable, name, "--chunks", *SIZES, "--in-a-read", 16, "--rounds", rounds)["times"]
+        times = run(sys.executable, name, "--chunks", *SIZES, "--in-a-read", 16, "--rounds", max(3, rounds // 5))[
+            "times"
+        ]
         of = [times[f"{name} {size}"] for size in SIZES]
         growth = statistics.median(a / b for a, b in zip(of[-1], of[0], strict=True))
         costs = "".join(f"{statistics.median(each):8.2f}" for each in of)
@@ -136,11 +139,11 @@ def environment(name: str, package: str, folder: Path) -> str:
 
 
 def peers(rounds: int, folder: Path) -> None:
-    head(f"peers: {SIZES[0]:,} chunks, 1 in a read; each beside the raw stream of the openai that it runs on")
+    head(f"peers: {CHUNKS:,} chunks, 1 in a read; each beside the raw stream of the openai that it runs on")
     row(OURS["delta"], measure("delta", rounds=rounds))
     for name, package in PEERS.items():
         try:
-            found = measure(name, rounds=max(3, rounds // 3), python=environment(name, package, folder))
+            found = measure(name, rounds=max(5, rounds // 2), python=environment(name, package, folder))
         except subprocess.CalledProcessError as error:
             last = (error.stderr.strip().splitlines() or ["?"])[-1]
             print(f"    {name:<46} cannot be installed, or fails: {last}")
@@ -150,7 +153,7 @@ def peers(rounds: int, folder: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--environments", type=Path, help="keep the peers' environments here")
     arguments = parser.parse_args()
