@@ -27,7 +27,7 @@ from contextlib import suppress
 from types import AsyncGeneratorType, CoroutineType, FrameType
 from typing import Any, Final, NamedTuple
 
-__all__ = ("Exchange", "abort", "cut", "find", "shutdown", "tell", "tell_blocking", "unread")
+__all__ = ("Exchange", "abort", "cut", "find", "shutdown", "spoil", "tell", "tell_blocking", "unread")
 
 CANCEL: Final = 0x8
 """The error code "stream no longer needed". RFC 9113, section 7."""
@@ -158,6 +158,16 @@ def shutdown(response: Any) -> bool:
     return True
 
 
+def spoil(response: Any) -> None:
+    """Have the pool drop an HTTP/1.1 connection whose socket was shut, though its response ends as if it were whole.
+
+    A pool looks at an idle connection's socket before it is used again, but between threads it may look before the
+    connection is idle, and hand out a dead one. In the thread that reads, before the response is closed.
+    """
+    with suppress(Exception):  # then the pool's own look is all there is
+        _stream_of(response)._connection._h11_state.send_failed()
+
+
 def abort(response: Any) -> None:
     """Cut what did not close by itself, without waiting; on the response's loop, never raises an `Exception`."""
     with suppress(Exception):
@@ -172,11 +182,14 @@ def _http2(response: Any) -> Exchange | None:
     """The exchange behind an HTTP/2 response, `None` if it is none or was not found."""
     try:
         stream_id = response.extensions["stream_id"]
-        # httpx's stream, the transport's, the pool's, the connection's: the same path in httpx and httpx2.
-        stream = response.stream._stream._httpcore_stream._stream
-        return Exchange(stream._connection, stream_id, response.request)
+        return Exchange(_stream_of(response)._connection, stream_id, response.request)
     except (AttributeError, KeyError, TypeError):
         return None
+
+
+def _stream_of(response: Any) -> Any:
+    """The connection's own stream, below httpx's, the transport's and the pool's: the same path in httpx and httpx2."""
+    return response.stream._stream._httpcore_stream._stream
 
 
 def _aiohttp(response: Any) -> Any:

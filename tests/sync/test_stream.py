@@ -298,7 +298,10 @@ class TestThePool:
 
     @pytest.mark.parametrize("name", ["httpx2", "httpx"])
     def test_the_cut_comes_first(self, name: str, make_wire: MakeWire, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Whoever cuts is waited for: what goes back is a dead connection, which the pool does not use."""
+        """Whoever cuts is waited for, and a dead connection does not pass for idle, not even for a moment.
+
+        Another thread that asks its pool in that moment would be given it.
+        """
         wire = make_wire(name, self.ENDS, WHOLE)
         stream = wire.open()
         cutting, cut = threading.Event(), threading.Event()
@@ -317,6 +320,14 @@ class TestThePool:
             close()
 
         stream._response.close = note_and_close
+        connection, idle = _transport._stream_of(stream._response)._connection, list[bool]()
+        response_closed = connection._response_closed
+
+        def note_whether_idle() -> None:
+            response_closed()
+            idle.append(connection.is_idle())
+
+        connection._response_closed = note_whether_idle
         cancelling = Running(lambda: stream.cancel("early"))
         assert cutting.wait(LIMIT)
         stream._life._end.clear()  # for the reader it is alive, as if it had looked just before
@@ -327,9 +338,14 @@ class TestThePool:
         cancelling.result()
         assert reader.result() == ["0 "]
         stream.close()
+        assert idle == [False]
         monkeypatch.undo()
         wire.serves()
         assert wire.server.connections == 2, "the next request had a connection of its own"
+
+    def test_a_pool_that_is_not_known(self) -> None:
+        """Where the way to a connection has moved, its pool's own look at the socket is all there is."""
+        _transport.spoil(object())
 
     def test_a_cut_that_never_ends_is_not_waited_for(self, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
         """An exception in a signal handler can end a cut anywhere: closing has its limit."""

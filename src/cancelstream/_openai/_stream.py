@@ -65,8 +65,8 @@ def check_stream(stream: Any, kind: type[openai.AsyncStream[Any]] | type[openai.
     if not isinstance(stream, kind):
         hint = "; a coroutine has to be awaited first" if may_be_awaited else ""
         raise TypeError(
-            f"expected openai's {name}, as `create(stream=True)` returns it, not {given}{hint}. "
-            "`PeekableAsyncStream` wraps any other asynchronous stream"
+            f"expected openai's {name}, as `create(stream=True)` returns it, not {given}{hint}"
+            + (". `PeekableAsyncStream` wraps any other asynchronous stream" if kind is openai.AsyncStream else "")
         )
     response = stream.response
     is_loaded = _is_loaded(response)
@@ -109,7 +109,7 @@ def asked_of(stream: Any, request: Mapping[str, Any] | None = None) -> Asked:
         return Asked("openai-responses", base.removesuffix("responses"), model, request, resumed=end)
     raise TypeError(
         f"this stream answers {url.path!r}: only chat completions and Responses are understood. "
-        "`PeekableAsyncStream` wraps any other"
+        "`PeekableAsyncStream` wraps any other asynchronous stream"
     )
 
 

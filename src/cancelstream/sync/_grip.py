@@ -54,5 +54,7 @@ class Grip:
         self._free = True
         if held:
             self._lock.release()
+        if self.was_cut:
+            _transport.spoil(self._response)
         self._response.__dict__.pop("close", None)
         self._response.close()
