@@ -484,14 +484,19 @@ async def test_a_timeout_around_the_run(scripted_server: StartServer, make_agent
     server = scripted_server(STUCK)
     run = run_stream(make_agent(server), "count")
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(read_all(run), 0.3)
+        async with asyncio.timeout(None) as limit, run as result:
+            await read_until(limit, result)
     assert await server.records[0].until_disconnected(LIMIT)
     check_cut(run, "one two three", "task_cancelled")
 
 
-async def read_all(run: CancellableRun[str]) -> None:
-    async with run as result:
-        await drain(result, None)
+async def read_until(limit: asyncio.Timeout, result: CancellableRun[str]) -> None:
+    """Let the time be over when all that will come is there."""
+    seen = ""
+    async for piece in result.stream_text(delta=True, debounce_by=None):
+        seen += piece
+        if seen == "one two three":
+            limit.reschedule(asyncio.get_running_loop().time())
 
 
 async def test_a_timeout_inside_the_run(scripted_server: StartServer, make_agent: MakeAgent):
@@ -499,8 +504,8 @@ async def test_a_timeout_inside_the_run(scripted_server: StartServer, make_agent
     server = scripted_server(STUCK)
     run = run_stream(make_agent(server), "count")
     with pytest.raises(TimeoutError):
-        async with run as result:
-            await asyncio.wait_for(drain(result, None), 0.3)
+        async with run as result, asyncio.timeout(None) as limit:
+            await read_until(limit, result)
     check_cut(run, "one two three", "timeout")
 
 
