@@ -162,8 +162,10 @@ class OpenAIResponse(CancellableStreamedResponse):
                 else:
                     chunk = await chunks.pull()
                     if chunk.__class__ is list:
-                        queue.extend(chunk)
-                        continue
+                        if len(chunk) > 1:
+                            queue.extend(chunk)
+                            continue
+                        chunk = chunk[0]
                 piece = cast("Transcript", self._transcript).text(chunk)
                 if piece is None:
                     piece = "".join(map(text_of, self._events(chunk)))
