@@ -213,7 +213,6 @@ def test_between_two_pulls(who: str, make_agent: MakeAgent, server: ScriptedServ
     assert server.records[0].disconnect == "FIN"
     assert run.cancel_reason == "enough"
     assert run.response.state == "interrupted"
-    assert run.usage.output.high is not None
     check_serves(agent)
 
 
