@@ -14,7 +14,7 @@ import pytest
 from cancelstream._closing import Closing
 from cancelstream._peekable import PeekableAsyncStream
 
-LIMIT = 5.0
+LIMIT = 20.0
 
 
 class Source:

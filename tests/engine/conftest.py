@@ -19,7 +19,7 @@ from cancelstream.testing import Answer, ScriptedServer, Silence, Text
 
 from .h2_server import H2Server
 
-LIMIT = 5.0
+LIMIT = 20.0
 
 H1 = ("httpx2", "httpx", "aiohttp", "httpx2-tls", "httpx-tls", "aiohttp-tls")
 H2 = ("httpx2-h2", "httpx-h2", "httpx2-h2-tls", "httpx-h2-tls")

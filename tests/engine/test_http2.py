@@ -69,7 +69,7 @@ async def test_siblings_keep_their_pace(name: str, make_wire: MakeWire) -> None:
     for times in await asyncio.wait_for(asyncio.gather(*readers), 4 * LIMIT):
         assert len(times) == 150
         # A chunk is sent every 2 ms; a machine that is busy with other tests may stall for a while.
-        assert max(later - earlier for earlier, later in pairwise(times)) < 1.0
+        assert max(later - earlier for earlier, later in pairwise(times)) < 3.0
     assert len(wire.server.connections) == 1
     for sibling in siblings:
         await sibling.close()

@@ -16,7 +16,7 @@ from cancelstream.testing._plugin import StartServer
 
 from .conftest import MakeAgent, MakeModel
 
-LIMIT = 10
+LIMIT = 20
 STUCK = Answer(Text("one", " two", " three", Silence()))
 TALK = Answer(Text.words("one two three four"))
 

@@ -34,7 +34,7 @@ from cancelstream.testing._plugin import StartServer
 
 from .conftest import MakeAgent
 
-LIMIT = 10
+LIMIT = 20
 LOOK = Answer(Text("Let me", " look."), ToolCall("weather", '{"city": "Paris"}'))
 SUNNY = Answer(Text("It is", " sunny."))
 

@@ -20,7 +20,7 @@ from cancelstream._model import Cancellable
 from cancelstream._run import run_stream
 from cancelstream._run._events import run_stream_events
 
-LIMIT = 10
+LIMIT = 20
 
 
 class Model:

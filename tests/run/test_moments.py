@@ -17,7 +17,7 @@ from cancelstream.testing._plugin import StartServer
 
 from .conftest import MakeAgent
 
-LIMIT = 10
+LIMIT = 20
 WORDS = Text.words("one two three four five six seven eight")
 TALK = Answer(WORDS)
 STUCK = Answer(Text("one", " two", " three", Silence()))
@@ -671,8 +671,9 @@ async def test_fifty_runs_half_of_them_cancelled_from_threads(scripted_server: S
     for number in range(50):
         record = await server.until_request(number, LIMIT)
         await record.until_chunks(2, LIMIT)
-    while any(run._result is None or run.response.text != "one two" for run in runs):
-        await asyncio.sleep(0)
+    for run in runs:
+        while run._result is None or run.response.text != "one two":
+            await asyncio.sleep(0)
     threads = [threading.Thread(target=run.cancel) for run in runs[::2]]
     for thread in threads:
         thread.start()

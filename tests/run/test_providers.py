@@ -40,7 +40,7 @@ from cancelstream.testing._plugin import StartServer
 
 from .conftest import MakeModel
 
-LIMIT = 10
+LIMIT = 20
 PROMPT = [ModelRequest(parts=[UserPromptPart("count")])]
 
 
