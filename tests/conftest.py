@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import asyncio.constants
 import gc
 import inspect
 import os
@@ -19,6 +20,10 @@ from cancelstream import _tokens
 settings.register_profile("short", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("long", settings.get_profile("short"), max_examples=5000)
 settings.load_profile("short")
+
+
+# In debug mode every future and callback keeps the stack that made it, which is most of what the tests would wait for.
+asyncio.constants.DEBUG_STACK_DEPTH = 3
 
 
 def _eager_loop() -> asyncio.AbstractEventLoop:

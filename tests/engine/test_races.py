@@ -170,7 +170,7 @@ async def test_the_natural_end(name: str, make_wire: MakeWire) -> None:
         assert await _texts(stream) == []
         assert stream.cancelled
     # somewhere around it,
-    for hops in range(0, 160, 4):
+    for hops in range(0, 160, 7):
         stream = PeekableAsyncStream(await wire.open("whole:2"))
         reader = asyncio.create_task(_texts(stream))
         await turns(hops)
