@@ -33,7 +33,7 @@ from pydantic_ai.messages import ModelResponse, ModelResponseStreamEvent
 
 from .. import _openai, _transport
 from .._history import mark_interrupted
-from .._openai import BlockingLane, Transcript, text_of
+from .._openai import BlockingLane, Growing, Transcript, text_of
 from .._state import Event, Life, State, checked_reason
 from .._usage import Meter, ResponseUsage
 from ._grip import Grip
@@ -136,15 +136,14 @@ class CancellableStream(Generic[ChunkT]):
         """
         if self._lane is not None and not self._read_before:
             self._source = _in_lane(self._lane, self._stream)
-        text = ""
+        growing = Growing()
         while (chunk := self._next()) is not None:
             with self._account:
                 piece = self._transcript.text(chunk)
             if piece is None:
                 piece = self._text_in(self._transcript.events(chunk))
             if piece:
-                text = piece if delta else text + piece
-                yield text
+                yield piece if delta else growing.add(piece)
 
     def _text_in(self, events: Iterator[ModelResponseStreamEvent]) -> str:
         text = ""
