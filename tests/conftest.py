@@ -7,11 +7,13 @@ import asyncio.constants
 import gc
 import inspect
 import os
+import ssl
 from collections.abc import AsyncIterator, Callable
 
 import hypothesis  # noqa: F401 - it looks for referrers as it is imported, which a freeze hides
 import pytest
 import pytest_asyncio
+import trustme
 from hypothesis import HealthCheck, settings
 
 from cancelstream import _tokens
@@ -103,3 +105,19 @@ def tokenizers(
 def no_tokenizers(monkeypatch: pytest.MonkeyPatch, nothing_is_loading: None) -> None:
     """No tokenizer at hand."""
     monkeypatch.setattr(_tokens, "_loaded", dict.fromkeys(_tokens.VOCABULARIES))
+
+
+@pytest.fixture(scope="session")
+def certificates() -> tuple[Callable[[], ssl.SSLContext], ssl.SSLContext]:
+    """Makes the server's context, and the clients'."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost", "127.0.0.1")
+
+    def server() -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        certificate.configure_cert(context)
+        return context
+
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    return server, client

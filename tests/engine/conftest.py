@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
@@ -10,9 +9,7 @@ from typing import Any
 
 import httpx
 import httpx2
-import pytest
 import pytest_asyncio
-import trustme
 from openai import AsyncOpenAI, DefaultAioHttpClient
 
 from cancelstream.testing import Answer, ScriptedServer, Silence, Text
@@ -23,22 +20,6 @@ LIMIT = 20.0
 
 H1 = ("httpx2", "httpx", "aiohttp", "httpx2-tls", "httpx-tls", "aiohttp-tls")
 H2 = ("httpx2-h2", "httpx-h2", "httpx2-h2-tls", "httpx-h2-tls")
-
-
-@pytest.fixture(scope="session")
-def certificates() -> tuple[Callable[[], ssl.SSLContext], ssl.SSLContext]:
-    """Makes the server's context, and the clients'."""
-    authority = trustme.CA()
-    certificate = authority.issue_cert("localhost", "127.0.0.1")
-
-    def server() -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        certificate.configure_cert(context)
-        return context
-
-    client = ssl.create_default_context()
-    authority.configure_trust(client)
-    return server, client
 
 
 class Wire:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,7 +13,6 @@ import httpx
 import httpx2
 import openai
 import pytest
-import trustme
 
 from cancelstream import _tokens
 from cancelstream.sync import CancellableStream
@@ -38,22 +36,6 @@ ASK: dict[str, Any] = {"model": "gpt-4o", "messages": [{"role": "user", "content
 def vocabulary() -> None:
     """What counts tokens is loaded before the first test: in the middle of one, an estimate would change."""
     _tokens.load("o200k_base")
-
-
-@pytest.fixture(scope="session")
-def certificates() -> tuple[Callable[[], ssl.SSLContext], ssl.SSLContext]:
-    """Makes the server's context, and the clients'."""
-    authority = trustme.CA()
-    certificate = authority.issue_cert("localhost", "127.0.0.1")
-
-    def server() -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        certificate.configure_cert(context)
-        return context
-
-    client = ssl.create_default_context()
-    authority.configure_trust(client)
-    return server, client
 
 
 class Wire:
