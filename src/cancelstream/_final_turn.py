@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, TypeAlias, cast
 
 from pydantic_ai.messages import (
     FinalResultEvent,
@@ -29,7 +29,10 @@ from pydantic_ai.messages import (
 )
 from pydantic_ai.run import AgentRunResult
 
-__all__ = ("FinalTurnFilter", "TextRetracted")
+__all__ = ("FinalTurnFilter", "FinalTurnOnly", "TextRetracted")
+
+FinalTurnOnly: TypeAlias = Literal[False, True, "retract"]
+"""What a run may be asked for: every turn's text, the last one's only, or each until it is taken back."""
 
 _WENT_ON: Final = frozenset({"tool_use", "tool_call", "tool_calls", "retry"})
 """The finish reasons after which there is another turn: strands', pydantic-ai's, OpenAI's and our own for a retry."""

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypeAlias, TypeVar, overload
+from typing import Any, Generic, Self, TypeVar, overload
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
@@ -30,21 +30,19 @@ from pydantic_ai.messages import AgentStreamEvent, ModelResponse, UserContent
 from pydantic_ai.output import OutputSpec
 from pydantic_ai.usage import RunUsage
 
-from .._final_turn import FinalTurnFilter, TextRetracted
+from .._final_turn import FinalTurnFilter, FinalTurnOnly, TextRetracted
 from .._history import mark_interrupted
 from .._model import hand_over
 from .._pull import DEADLINE, Interrupted, Interruptible
 from .._response import LEAVE_TIMEOUT, CancellableStreamedResponse
 from .._state import Event, State
 from ._handle import RunHandle
-from ._text import RunningText
+from ._text import RunningText, texts_of
 
-__all__ = ("CancellableRunEvents", "FinalTurnOnly", "run_stream_events")
+__all__ = ("CancellableRunEvents", "run_stream_events")
 
 T = TypeVar("T")
 OutputT = TypeVar("OutputT")
-
-FinalTurnOnly: TypeAlias = Literal[False, True, "retract"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,18 +292,7 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
         Raises:
             ValueError: If pieces are asked for together with `'retract'`.
         """
-        if delta and self._final_turn_only == "retract":
-            raise ValueError("stream_text(delta=True) cannot take text back: use delta=False, or final_turn_only=True")
-        return self._stream_text(delta=delta)
-
-    async def _stream_text(self, *, delta: bool) -> AsyncIterator[str]:
-        running = RunningText()
-        async for event in self:
-            piece = running.feed(event)
-            if piece is None or (piece and not delta):
-                yield running.text
-            elif piece:
-                yield piece
+        return texts_of(self, RunningText(), delta=delta, final_turn_only=self._final_turn_only)
 
     # --- what it was ------------------------------------------------------------------------------------------
 

@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterable, AsyncIterator
+from typing import Any, Protocol
+
 from pydantic_ai.messages import NativeToolCallPart, PartDeltaEvent, PartStartEvent, TextPart, TextPartDelta
 
-from .._final_turn import TextRetracted
+from .._final_turn import FinalTurnOnly, TextRetracted
 
-__all__ = ("RunningText",)
+__all__ = ("RunningText", "texts_of")
+
+
+class Running(Protocol):
+    """What joins a run's text, whichever library the events are of."""
+
+    text: str
+
+    def feed(self, event: Any) -> str | None:
+        """Take the next event and return what it added to the text; `None` if it took text back."""
+        ...
+
+
+def texts_of(
+    events: AsyncIterable[Any], running: Running, *, delta: bool, final_turn_only: FinalTurnOnly
+) -> AsyncIterator[str]:
+    """The text of a run as its events bring it: each piece by itself, or the whole text so far.
+
+    Raises:
+        ValueError: If pieces are asked for together with `'retract'`.
+    """
+    if delta and final_turn_only == "retract":
+        raise ValueError("stream_text(delta=True) cannot take text back: use delta=False, or final_turn_only=True")
+    return _texts(events, running, delta=delta)
+
+
+async def _texts(events: AsyncIterable[Any], running: Running, *, delta: bool) -> AsyncIterator[str]:
+    async for event in events:
+        piece = running.feed(event)
+        if piece is None or (piece and not delta):
+            yield running.text
+        elif piece:
+            yield piece
 
 
 class RunningText:

@@ -11,7 +11,7 @@ import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Self
 
 from pydantic_ai.usage import RunUsage
 from strands import Agent
@@ -19,15 +19,14 @@ from strands.agent import AgentResult
 from strands.multiagent.base import MultiAgentBase
 
 from .._closing import Closing
-from .._final_turn import FinalTurnFilter, TextRetracted
+from .._final_turn import FinalTurnFilter, FinalTurnOnly, TextRetracted
+from .._run._text import texts_of
 from .._state import Event, State
 from .._usage import StreamUsage
 from ._run import AgentRun
 from ._text import RunningText
 
 __all__ = ("CancellableAgentStream", "stream_async")
-
-FinalTurnOnly: TypeAlias = Literal[False, True, "retract"]
 
 
 class CancellableAgentStream:
@@ -47,7 +46,7 @@ class CancellableAgentStream:
                 f"final_turn_only is for one agent: a {type(agent).__name__} passes on the events of several, and only "
                 "you know whose answer is the final one"
             )
-        self._final_turn_only = final_turn_only
+        self._final_turn_only: FinalTurnOnly = final_turn_only
         self._filter = FinalTurnFilter(final_turn_only) if final_turn_only else None
         self._run = AgentRun(agent, prompt, kwargs)
         self._ready: deque[dict[str, Any]] = deque()
@@ -119,18 +118,7 @@ class CancellableAgentStream:
         Raises:
             ValueError: If pieces are asked for together with `'retract'`.
         """
-        if delta and self._final_turn_only == "retract":
-            raise ValueError("stream_text(delta=True) cannot take text back: use delta=False, or final_turn_only=True")
-        return self._stream_text(delta=delta)
-
-    async def _stream_text(self, *, delta: bool) -> AsyncIterator[str]:
-        running = RunningText()
-        async for event in self:
-            piece = running.feed(event)
-            if piece is None or (piece and not delta):
-                yield running.text
-            elif piece:
-                yield piece
+        return texts_of(self, RunningText(), delta=delta, final_turn_only=self._final_turn_only)
 
     # --- stopping ---------------------------------------------------------------------------------------------
 
