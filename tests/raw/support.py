@@ -16,7 +16,7 @@ from openai import AsyncOpenAI
 ASK: Any = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Hi"}]}
 ASK_RESPONSES: Any = {"model": "gpt-4o", "input": "Hi"}
 
-RECORDINGS = os.environ.get("CANCELSTREAM_RECORDINGS")
+RECORDINGS = os.environ.get("CANCELSTREAM_RECORDINGS") or None
 WHY_SKIPPED = "set CANCELSTREAM_RECORDINGS to a file of recorded streams to try those too"
 
 

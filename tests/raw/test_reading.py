@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import re
 import warnings
@@ -13,16 +14,16 @@ from typing import Any
 import openai
 import pytest
 from pydantic_ai import ModelAPIError
-from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, UserPromptPart
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, UserPromptPart
 from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.usage import RequestUsage
 
-from cancelstream._openai import text_of
+from cancelstream._openai import FastLane, text_of
 from cancelstream._response import CancellableStreamedResponse
 
-from .support import Sent, by_name, client_of, stream_of
+from .support import CLIENT, FIRST, LAST, Sent, by_name, chat, client_of, delta, stream_of
 
 ASKED: list[ModelMessage] = [ModelRequest(parts=[UserPromptPart("Hi")])]
 DONE = b"data: [DONE]\n\n"
@@ -72,6 +73,10 @@ async def by_pydantic_ai(sent: Sent) -> tuple[list[str], ModelResponse | None, s
     except Exception as error:
         return events, None if stream is None else stream.get(), f"{type(error).__name__}: {error}"
     return events, stream.get(), "end"
+
+
+def answer_in(message: ModelResponse) -> str:
+    return "".join(part.content for part in message.parts if isinstance(part, TextPart))
 
 
 def usage_of(response: CancellableStreamedResponse) -> dict[str, Any]:
@@ -164,6 +169,12 @@ async def test_every_reading_leaves_the_same_behind(sent: Sent) -> None:
     await check_readings(sent, [data[n : n + 50] for n in range(0, len(data), 50)])
 
 
+async def test_every_reading_without_the_fast_lane(sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same of a stream that only the SDK can read."""
+    monkeypatch.setattr(FastLane, "of", lambda _: None)
+    await check_readings(sent)
+
+
 @pytest.mark.timeout(600)
 async def test_readings_of_recorded_streams(recorded_streams: tuple[Sent, ...]) -> None:
     """The same for what real providers sent."""
@@ -211,18 +222,29 @@ async def test_one_reading_goes_on_where_another_stopped(sent: Sent) -> None:
         assert usage_of(response) == usage_of(whole), (first, then, number)
 
 
-@pytest.mark.parametrize("reading", ["chunks", "text"])
-async def test_the_message_is_there_at_any_time(sent: Sent, reading: str) -> None:
-    """Between any two chunks `get()` has what arrived by then, as if the events had been read up to there."""
+async def test_the_message_is_there_at_any_time(sent: Sent) -> None:
+    """Between any two chunks `get()` has what arrived by then, as if each had been mapped by itself."""
     chunks = [chunk async for chunk in await stream_of(sent.sse(), responses=sent.responses)]
-    async with await wrap(sent) as response, await wrap(sent) as by_event:
-        mine, theirs = response.chunks(), by_event.chunks()
-        response._text_only = reading == "text"  # the chunks are then taken from the bytes
+    async with await wrap(sent) as response, await wrap(sent) as one_by_one:
+        mine, theirs = response.chunks(), one_by_one.chunks()
         for _ in chunks:
             await anext(mine)
             await anext(theirs)
-            by_event._transcript.flush()
-            assert plain(response.get()) == plain(by_event.get())
+            one_by_one._transcript.flush()
+            assert plain(response.get()) == plain(one_by_one.get())
+
+
+async def test_the_message_is_there_after_any_text(sent: Sent) -> None:
+    """After each piece of text `get()` has all that came up to its chunk, and no more."""
+    if sent.name in ("failed", "an error event"):
+        pytest.skip("its end is an error")
+    async with await wrap(sent) as response, await wrap(sent) as by_chunk:
+        chunks, text = by_chunk.chunks(), ""
+        async for piece in response.stream_text(delta=True):
+            text += piece
+            while answer_in(by_chunk.get()) != text:
+                await anext(chunks)
+            assert plain(response.get()) == plain(by_chunk.get())
 
 
 # --- where we go our own way --------------------------------------------------------------------------------------
@@ -257,6 +279,41 @@ async def test_malformed_chunks_end_nothing() -> None:
     async with await wrap(by_name("malformed chunks")) as response:
         assert [event async for event in response] == []
     assert response.get().parts == []
+
+
+@pytest.mark.parametrize("odd", ["null", "[]", "7", '"Hi"'])
+async def test_what_is_no_object_says_nothing(odd: str) -> None:
+    """The SDK hands it out, and so do we; the answer goes on."""
+    sent = Sent("odd", (FIRST, chat(delta(content="a")), odd, chat(delta(content="b")), LAST))
+    assert len((await outcome(await stream_of(sent.sse())))[0]) == 5
+    for reading in READINGS:
+        async with await wrap(sent) as response:
+            await read_all(response, reading)
+        assert (response.get().text, response.get().state) == ("ab", "complete")
+    async with await wrap(sent) as response:
+        assert len([chunk async for chunk in response.chunks()]) == 5
+
+
+async def test_a_chunk_that_the_sdk_cannot_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the SDK's own error, of the chunk it belongs to; the answer has failed, and all is closed."""
+    build = CLIENT._process_response_data
+
+    def failing(*, data: Any, **kwargs: Any) -> Any:
+        if "wörld" in repr(data):
+            raise openai.APIResponseValidationError(kwargs["response"], data)
+        return build(data=data, **kwargs)
+
+    async with await wrap(by_name("text")) as response:
+        monkeypatch.setattr(response._lane, "_build", functools.partial(failing, **response._lane._build.keywords))
+        chunks = response.chunks()
+        assert [(await anext(chunks)).choices[0].delta.content for _ in range(2)] == ["", "Hello"]
+        with pytest.raises(openai.APIResponseValidationError):
+            await anext(chunks)
+        await asyncio.wait_for(response._pull._closed.wait(), 5)
+        assert response._http.is_closed
+        assert [chunk async for chunk in chunks] == []
+    assert (response.get().text, response.get().state) == ("Hello", "incomplete")
+    assert not response.cancelled
 
 
 async def test_a_refusal_is_kept_when_it_is_cut() -> None:

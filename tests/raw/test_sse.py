@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cancelstream._openai import FastLane
-from cancelstream._sse import ChunkDecoder
+from cancelstream._sse import EventDecoder
 
 from .support import CHATS, CLIENT, FIRST, LAST, RESPONSES, Sent, chat, delta, stream_of
 
@@ -45,9 +45,10 @@ async def by_lane(reads: Iterable[bytes], **kwargs: Any) -> tuple[Outcome, int]:
     failure: Exception | None = None
     try:
         async for data in lane.reads():
-            decoded = lane.feed(data)
+            lane.feed(data)
+            decoded = [lane.build(chunk) for chunk in lane.rest()]
             fast += len(decoded)
-            chunks += [lane.build(chunk) for chunk in decoded]
+            chunks += decoded
             if lane.stopped:
                 break
     except Exception as error:
@@ -308,20 +309,21 @@ async def test_anything(pieces: list[bytes], cuts: list[int]) -> None:
 async def test_what_is_long_is_read_in_linear_time() -> None:
     """An event of a megabyte that comes in many reads is not copied with each of them."""
     data = f"data: {chat(delta(content='x' * 1_000_000))}\n\n".encode()
-    decoder = ChunkDecoder()
-    found: list[Any] = []
+    decoder = EventDecoder()
     for read in split_at(data, *range(0, len(data), 1000)):
-        found += decoder.feed(read)
-    assert len(found) == 1
+        decoder.feed(read)
+    assert len(list(decoder.rest())) == 1
     assert decoder.flush() == b""
 
 
 async def test_nothing_is_decoded_after_it_has_stopped() -> None:
     """From the first event that is not understood on, all is given back as it came."""
-    decoder = ChunkDecoder()
-    assert decoder.feed(HI + b"data: [DONE]\n\n" + HI) != []
+    decoder = EventDecoder()
+    decoder.feed(HI + b"data: [DONE]\n\n" + HI)
+    assert len(list(decoder.rest())) == 1
     assert decoder.stopped
-    assert decoder.feed(HI) == []
+    decoder.feed(HI)
+    assert not decoder.events
     assert decoder.flush() == b"data: [DONE]\n\n" + HI + HI
 
 

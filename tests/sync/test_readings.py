@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import re
 import threading
@@ -14,9 +15,10 @@ import openai
 import pytest
 from pydantic_ai import ModelAPIError
 from pydantic_ai.messages import ModelResponse
-from support import ASK, ASK_RESPONSES, Sent, by_name, stream_of
+from support import ASK, ASK_RESPONSES, FIRST, LAST, Sent, by_name, chat, delta, stream_of
 
 from cancelstream import CancellableStreamedResponse
+from cancelstream._openai import BlockingLane
 from cancelstream.sync import CancellableStream
 
 DONE = b"data: [DONE]\n\n"
@@ -124,6 +126,44 @@ def test_what_the_fast_way_does_not_know_is_the_sdks(encoding: str) -> None:
     with CancellableStream(_client.chat.completions.create(**ASK, stream=True)) as stream:
         assert "".join(stream.stream_text(delta=True)) == "Hello wörld!\n" * 2
     assert stream.get().state == "complete"
+
+
+def test_what_is_no_object_says_nothing() -> None:
+    """The SDK hands out `null` as a chunk that is `None`, and so do we; the answer goes on."""
+    sent = Sent("odd", (FIRST, chat(delta(content="a")), "null", chat(delta(content="b")), LAST))
+    for reading in ("events", "chunks", "pieces"):
+        with wrap(sent) as stream:
+            seen = [*read(stream, reading)]
+        assert (stream.get().text, stream.get().state) == ("ab", "complete")
+        assert reading != "chunks" or (len(seen) == 5 and seen[2] is None)
+
+
+def test_every_reading_without_the_fast_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that only the SDK can read says the same."""
+    expected = {reading: outcome(read(wrap(by_name("text")), reading)) for reading in ("events", "chunks", "pieces")}
+    monkeypatch.setattr(BlockingLane, "of", lambda _: None)
+    for reading, seen in expected.items():
+        with wrap(by_name("text")) as stream:
+            assert outcome(read(stream, reading)) == seen
+        assert stream.get().text == "Hello wörld!\n"
+
+
+def test_a_chunk_that_the_sdk_cannot_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the SDK's own error; the answer has failed, and all is closed."""
+
+    def failing(**kwargs: Any) -> Any:
+        raise openai.APIResponseValidationError(kwargs["response"], kwargs["data"])
+
+    with wrap(by_name("text")) as stream:
+        chunks = stream.chunks()
+        next(chunks)
+        keywords = stream._lane._build.keywords
+        monkeypatch.setattr(stream._lane, "_build", functools.partial(failing, **keywords))
+        with pytest.raises(openai.APIResponseValidationError):
+            next(chunks)
+        assert stream._response.is_closed
+        assert [*stream.chunks()] == []
+    assert stream.get().state == "incomplete"
 
 
 @pytest.mark.parametrize("then", ["events", "chunks", "pieces"])

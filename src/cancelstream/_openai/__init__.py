@@ -1,6 +1,7 @@
 """openai's own streams: what one is, what it says, and the fast way to read it."""
 
 from ._growing import Growing as Growing
+from ._lane import MORE as MORE
 from ._lane import BlockingLane as BlockingLane
 from ._lane import FastLane as FastLane
 from ._mapping import Mapping as Mapping

@@ -13,19 +13,23 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 import openai
 
-from .._sse import ChunkDecoder
+from .._sse import EventDecoder
 
-__all__ = ("BlockingLane", "FastLane")
+__all__ = ("MORE", "BlockingLane", "FastLane")
+
+MORE: Final[Any] = object()
+"""Pulled instead of a chunk: the lane has events."""
 
 
 class _Lane:
     """Reads a stream that nothing was read from yet.
 
-    `reads()` is iterated and each read given to `feed()`, until `stopped`; then `hand_over()`, and the SDK goes on.
+    `reads()` is iterated and each read given to `feed()`, and each of the `events` to `decode()`, until `stopped`; then
+    `hand_over()`, and the SDK goes on.
 
     Args:
         stream: The stream.
@@ -38,9 +42,12 @@ class _Lane:
         self._stream = stream
         self._build = build
         self._reads: Any
-        self._decoder = ChunkDecoder()
+        self._decoder = EventDecoder()
+        self.events = self._decoder.events
+        """What was read and not decoded."""
         self.feed = self._decoder.feed
-        """Takes what was read, and returns the chunks in it."""
+        self.decode = self._decoder.decode
+        self.rest = self._decoder.rest
 
     @classmethod
     def of(cls, stream: Any) -> Self | None:
@@ -112,7 +119,7 @@ class BlockingLane(_Lane):
 class _Remainder:
     """A response whose bytes begin where the fast lane ended; everything else is the response's own."""
 
-    def __init__(self, response: Any, decoder: ChunkDecoder, reads: Any, failure: Exception | None) -> None:
+    def __init__(self, response: Any, decoder: EventDecoder, reads: Any, failure: Exception | None) -> None:
         self._response = response
         self._decoder = decoder
         self._reads = reads

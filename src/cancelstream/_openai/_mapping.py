@@ -14,7 +14,7 @@ import sys
 import types
 from collections import deque
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Final, Self, cast
 
 from openai.types import responses
@@ -113,17 +113,6 @@ class Mapping:
             self.error = error
             raise
         return _DRY
-
-    def close(self) -> None:
-        """Nothing more will be fed; idempotent."""
-        if self._over or self._iterator is None:
-            return
-        self._over = True
-        with suppress(GeneratorExit, StopAsyncIteration, StopIteration):
-            if self._step is None:
-                self._iterator.aclose().send(None)
-            else:
-                self._step.throw(GeneratorExit())
 
 
 class _Queue:

@@ -90,8 +90,8 @@ class _Chat:
         return Piece(name, place, _envelope(top, fields_of(choice)), text)
 
     def follows(self, before: Piece, chunk: object) -> Callable[[Any], str | None]:
-        if before.name == "content":
-            return (_text_in_dicts if type(chunk) is dict else _text_in_objects)(before.envelope)
+        if before.name == "content" and type(chunk) is dict:
+            return _text_in_dicts(before.envelope)
 
         def follows(chunk: object) -> str | None:
             piece = self.piece(chunk)
@@ -110,10 +110,8 @@ class _Chat:
         return chunk.model_copy(update={"choices": [choice.model_copy(update={"delta": delta})]})
 
 
-# What `piece()` asks of a piece of text, in fewer steps.
-
-
 def _text_in_dicts(envelope: tuple[object, ...]) -> Callable[[Any], str | None]:
+    """What `piece()` asks of a piece of text, in fewer steps: most chunks are read in this way."""
     index, identity, model, tier = envelope
 
     def follows(chunk: dict[str, Any]) -> str | None:
@@ -133,31 +131,6 @@ def _text_in_dicts(envelope: tuple[object, ...]) -> Callable[[Any], str | None]:
         if (choice.get("index") or 0) != index or field("id") != identity or field("model") != model:
             return None
         return text if field("service_tier") == tier else None
-
-    return follows
-
-
-def _text_in_objects(envelope: tuple[object, ...]) -> Callable[[Any], str | None]:
-    index, identity, model, tier = envelope
-
-    def follows(chunk: Any) -> str | None:
-        top = chunk.__dict__  # past pydantic's `__getattr__`
-        choices = top["choices"]
-        choice = choices[0].__dict__
-        delta = choice["delta"]
-        extra, delta = delta.__pydantic_extra__, delta.__dict__
-        text = delta["content"]
-        if text.__class__ is not str or not text or text in DEFAULT_THINKING_TAGS or len(choices) != 1:
-            return None
-        if delta["tool_calls"] or delta["refusal"] or (extra and any(map(extra.get, _NOT_CONTENT))):
-            return None
-        if choice["finish_reason"] or choice["logprobs"] is not None:
-            return None
-        if top["usage"] is not None or top.get("moderation") is not None:
-            return None
-        if (choice["index"] or 0) != index or top["id"] != identity or top["model"] != model:
-            return None
-        return text if top["service_tier"] == tier else None
 
     return follows
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import compress
-from typing import Any
+from typing import Any, cast
 
 from pydantic_ai.messages import ModelResponseStreamEvent, PartDeltaEvent, PartStartEvent, TextPart, TextPartDelta
 from pydantic_ai.profiles import DEFAULT_THINKING_TAGS
 
 from .._usage import Meter
+from ._alike import recogniser
 from ._mapping import Mapping
 from ._pieces import Grammar, Piece, fields_of
 
@@ -47,6 +48,8 @@ class Transcript:
         self._pieces: list[str] = []
         self._last: object = None
         self._next: Callable[[Any], str | None] = _nothing
+        self._known: Callable[[bytes], str | None] = _nothing
+        self._event: bytes | None = None
         self._count: Callable[[str], object] = len
         self._is_text = False
 
@@ -55,10 +58,23 @@ class Transcript:
         """pydantic-ai's response; it holds what was mapped, and all that was taken after `flush()`."""
         return self._mapping.response
 
-    def text(self, chunk: Any) -> str | None:
+    def known(self, event: bytes) -> str | None:
+        """Take an event that needs no decoding, being like others that carried on; return what `text()` does."""
+        text = self._known(event)
+        if text is None:
+            return None
+        self._count(text)
+        self._pieces.append(text)
+        return text if self._is_text else ""
+
+    def text(self, chunk: Any, event: bytes | None = None) -> str | None:
         """Take a chunk if all it does is to carry on, and return the answer's text in it, which may be empty.
 
         `None`: it is not taken. `events()` takes it.
+
+        Args:
+            chunk: The chunk.
+            event: What it was decoded from, if more of the kind are asked for by `known()`.
         """
         try:
             text = self._next(chunk)
@@ -70,25 +86,37 @@ class Transcript:
             self._count(text)
         self._pieces.append(text)
         self._last = chunk
+        if event is not None:
+            before, self._event = self._event, event
+            name = cast("Piece", self._run).name
+            if before is not None and (known := recogniser(before, event, name, text, self._next)) is not None:
+                self._known = known
         return text if self._is_text else ""
 
-    def events(self, chunk: Any) -> Iterator[ModelResponseStreamEvent]:
+    def events(self, chunk: Any, own: Any = None) -> Iterator[ModelResponseStreamEvent]:
         """Take a chunk, and map it event by event as they are asked for.
+
+        Args:
+            chunk: The chunk.
+            own: The SDK's own object of it, if that is built already.
 
         Raises:
             Exception: The provider reports an error in it; in pydantic-ai's words.
         """
+        if chunk.__class__ is not dict and not hasattr(chunk, "__dict__"):
+            return  # `null`, or a list: the SDK hands it out, and it says nothing
         mine = self._mine(chunk)
         if mine and not any(mine) and fields_of(chunk).get("usage") is None:
             self._meter.feed_chunk(chunk)
             return
         count = self._meter.feed_first(chunk)
-        own = self.built(chunk)
+        own = self.built(chunk) if own is None else own
         if not all(mine):
             own = own.model_copy(update={"choices": [*compress(own.choices, mine)]})
         self.flush()
         self._run, self._count = self._grammar.piece(own), count
         self._next = _nothing if self._run is None else self._grammar.follows(self._run, chunk)
+        self._known, self._event = _nothing, None
         self._template = own
         self._is_text = False
         self._mapping.feed(own)
@@ -96,9 +124,16 @@ class Transcript:
             self._is_text = self._is_text or bool(text_of(event))
             yield event
 
-    def skip(self, chunk: Any) -> None:
-        """Take a chunk of which nobody wants the events; an error that it reports is for whoever reads the chunk."""
-        self._drain(self.events(chunk))
+    def own(self, chunk: Any) -> Any:
+        """Take a chunk, and return the SDK's own object; an error that it reports is for whoever reads that.
+
+        Raises:
+            Exception: The SDK cannot make one of it.
+        """
+        own = self.built(chunk)
+        if self.text(chunk) is None:
+            self._drain(self.events(chunk, own))
+        return own
 
     def end(self) -> Iterator[ModelResponseStreamEvent]:
         """The stream came to its natural end; the events that follow from that."""
@@ -117,11 +152,6 @@ class Transcript:
         for part in [pieces[0], text[len(pieces[0]) :]] if text in DEFAULT_THINKING_TAGS else [text]:
             self._mapping.feed(self._grammar.joined(self._template, run, part, self._last))
             self._drain(self._mapping.events())
-
-    def close(self) -> None:
-        """Nothing more will come; idempotent."""
-        self.flush()
-        self._mapping.close()
 
     def built(self, chunk: Any) -> Any:
         """The chunk as the SDK's own object."""
@@ -147,7 +177,7 @@ class Transcript:
 
 
 def _nothing(_chunk: Any) -> None:
-    """Nothing carries on yet."""
+    """Nothing carries on, or is known, yet."""
 
 
 def text_of(event: object) -> str:

@@ -1,9 +1,9 @@
 """The raw route: a response that reads openai's own stream, and `open_stream`, which can be stopped while it opens.
 
-Mechanism. What is pulled is the SDK's chunks, or, when text is all that is asked for, what one read of the connection
-holds of them (`FastLane`). Whatever is handed out goes through the stream's `Transcript`, which makes events, text
-and the message of it; so `chunks()`, `stream_text()` and the events are three readings of one stream, and one may go
-on where another stopped.
+Mechanism. What is pulled is what one read of the connection holds (`FastLane`), or, where that does not know the
+stream, the SDK's chunks. Whatever is handed out goes through the stream's `Transcript`, which makes events, text and
+the message of it; so `chunks()`, `stream_text()` and the events are three readings of one stream, and one may go on
+where another stopped.
 
 A background response of the Responses API runs on without its stream. When it is cancelled it is also cancelled on
 the server, in a task of its own, which leaving the context waits for.
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, Final, cast
@@ -27,7 +26,7 @@ from pydantic_ai.messages import ModelResponseStreamEvent
 from pydantic_ai.models import ModelRequestParameters, StreamedResponse
 
 from .. import _openai
-from .._openai import Asked, FastLane, Growing, Transcript, text_of
+from .._openai import MORE, Asked, FastLane, Growing, Transcript, text_of
 from .._state import Event, State
 from .._usage import Meter
 from ._response import LEAVE_TIMEOUT, CancellableStreamedResponse
@@ -53,10 +52,8 @@ class OpenAIResponse(CancellableStreamedResponse):
         self._create: Callable[[], Any] | None = None
         self._request: Mapping[str, Any] | None = None
         self._transcript: Transcript | None = None
-        self._read_before = False
-        self._text_only = False
-        self._queue: deque[Any] = deque()
-        """What one read held and was not handed out yet."""
+        self._events: deque[bytes] = deque()
+        """What was read on the fast lane and was not handed out yet."""
         self._rest: deque[ModelResponseStreamEvent] = deque()
         """The events that follow from the end of the stream."""
         self._cancelling_job: asyncio.Task[None] | None = None
@@ -95,6 +92,7 @@ class OpenAIResponse(CancellableStreamedResponse):
             provider_url=asked.url,
         )
         self._lane = FastLane.of(stream)
+        self._events = self._events if self._lane is None else self._lane.events
         grammar = _openai.CHAT if asked.api == "openai-chat" else _openai.RESPONSES
         build = self._lane.build if self._lane is not None else _as_it_is
         self._transcript = Transcript(mapping, grammar, self._meter, build)
@@ -117,22 +115,24 @@ class OpenAIResponse(CancellableStreamedResponse):
     # --- reading ----------------------------------------------------------------------------------------------
 
     async def _read(self) -> AsyncIterator[Any]:
-        """The stream's chunks, and on the fast lane lists of what they would be made of."""
-        self._read_before = True
+        """`MORE` for each read on the fast lane that has events in it, and then the SDK's chunks."""
         await self.open()
         lane = self._lane
-        if lane is not None and self._text_only:
+        if lane is not None:
             failure: Exception | None = None
             try:
                 async for data in lane.reads():
-                    if chunks := lane.feed(data):
-                        yield chunks
+                    lane.feed(data)
+                    if lane.events:
+                        self._note_first_chunk()
+                        yield MORE
                     if lane.stopped:
                         break
             except Exception as error:  # noqa: BLE001 - the SDK raises it again, in its own words
                 failure = error
             lane.hand_over(failure)
         async for chunk in self._stream:
+            self._note_first_chunk()
             yield chunk
 
     def __aiter__(self) -> AsyncIterator[ModelResponseStreamEvent]:
@@ -151,30 +151,34 @@ class OpenAIResponse(CancellableStreamedResponse):
         Args:
             delta: Whether to yield each piece by itself, or the whole text so far (the default).
         """
-        self._text_only = not self._read_before
-        chunks, queue, pull = _Chunks(self), self._queue, self._pull._pull
+        reading, pull = _Chunks(self), self._pull
         growing = Growing()
-        try:
-            while True:
-                # `chunks.next()`, written out: this is what happens for every token.
-                if queue and not pull.stopping:
-                    chunk = queue.popleft()
-                else:
-                    chunk = await chunks.pull()
-                    if chunk.__class__ is list:
-                        if len(chunk) > 1:
-                            queue.extend(chunk)
-                            continue
-                        chunk = chunk[0]
-                piece = cast("Transcript", self._transcript).text(chunk)
+        while True:
+            # What `reading.next()` does, written out: this is what happens for every token.
+            if self._events and not pull._pull.stopping:
+                event = self._events.popleft()
+                piece = cast("Transcript", self._transcript).known(event)
                 if piece is None:
-                    piece = "".join(map(text_of, self._events(chunk)))
-                if piece:
-                    yield piece if delta else growing.add(piece)
-        except StopAsyncIteration:
-            return
+                    chunk = cast("FastLane", self._lane).decode(event)
+                    piece = "" if chunk is None else self._text(chunk, event)
+            else:
+                try:
+                    chunk = await pull.__anext__()
+                except BaseException as error:
+                    await reading.ended(error)
+                    if isinstance(error, StopAsyncIteration):
+                        return
+                    raise
+                piece = "" if chunk is MORE else self._text(chunk)
+            if piece:
+                yield piece if delta else growing.add(piece)
 
-    def _events(self, chunk: Any) -> Iterator[ModelResponseStreamEvent]:
+    def _text(self, chunk: Any, event: bytes | None = None) -> str:
+        """The answer's text in a chunk that is handed out."""
+        text = cast("Transcript", self._transcript).text(chunk, event)
+        return "".join(map(text_of, self._mapped(chunk))) if text is None else text
+
+    def _mapped(self, chunk: Any) -> Iterator[ModelResponseStreamEvent]:
         """The events of a chunk that is handed out."""
         try:
             yield from cast("Transcript", self._transcript).events(chunk)
@@ -241,12 +245,9 @@ class OpenAIResponse(CancellableStreamedResponse):
         if self._is_settled:
             return
         self._is_settled = True
-        late: list[Any] = []
-        pulled: list[Any] = self._pull._late
-        for item in pulled:
-            late.extend(item if item.__class__ is list else [item])
-        if late or self._queue:
-            self._meter.late([*self._queue, *late])
+        if self._lane is not None:
+            self._meter.late(self._lane.rest())
+        self._meter.late(chunk for chunk in self._pull._late if chunk is not MORE)
         if self._pull._lost:
             self._meter.lost()
         self._meter.settle(ended=self._life.state is State.COMPLETE, finish_reason=self.finish_reason)
@@ -271,11 +272,7 @@ class _OpenAISource:
         self._response = response
 
     def __aiter__(self) -> AsyncIterator[Any]:
-        response = self._response
-        if response._stream is None or response._text_only:
-            return response._read()
-        response._read_before = True
-        return cast("AsyncIterator[Any]", response._stream)  # it is its own iterator, and this saves one
+        return self._response._read()
 
     async def close(self) -> None:
         await self._response._close_source()
@@ -291,35 +288,24 @@ class _Chunks(Pulled):
     __slots__ = ()
 
     async def next(self) -> Any:
-        """The next chunk, as it was pulled."""
+        """The next chunk: decoded on the fast lane, or as the SDK has it."""
         response = cast("OpenAIResponse", self._response)
-        queue = response._queue
-        while not queue or response._pull._pull.stopping:
-            pulled = await self.pull()
-            if pulled.__class__ is not list:
-                return pulled
-            queue.extend(pulled)
-        return queue.popleft()
+        while True:
+            if response._events and not response._pull._pull.stopping:
+                chunk = cast("FastLane", response._lane).decode(response._events.popleft())
+                if chunk is not None:
+                    return chunk
+            elif (chunk := await self.pull()) is not MORE:
+                return chunk
 
     async def __anext__(self) -> Any:
+        chunk = await self.next()
         response = cast("OpenAIResponse", self._response)
-        if response._text_only:
-            chunk = await self.next()
-        else:
-            # `pull()`, written out: this is what happens for every token.
-            try:
-                chunk = await response._pull.__anext__()
-            except BaseException as error:
-                await self.ended(error)
-                raise
-            if response._first_chunk_monotonic is None:
-                response._first_chunk_monotonic = time.perf_counter()
-        transcript = cast("Transcript", response._transcript)
-        if chunk.__class__ is dict:
-            chunk = transcript.built(chunk)
-        if transcript.text(chunk) is None:
-            transcript.skip(chunk)
-        return chunk
+        try:
+            return cast("Transcript", response._transcript).own(chunk)
+        except Exception:
+            response._fail()
+            raise
 
 
 class _OpenAIEvents(_Chunks):
@@ -340,7 +326,7 @@ class _OpenAIEvents(_Chunks):
                 if not response._rest:
                     raise
                 return response._rest.popleft()
-            self._mapped = response._events(chunk)
+            self._mapped = response._mapped(chunk)
         return event
 
 

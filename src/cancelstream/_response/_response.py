@@ -15,6 +15,7 @@ Known limit. Whether a provider has reported usage is read from a private attrib
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -218,10 +219,15 @@ class CancellableStreamedResponse(StreamedResponse):
 
     async def _read(self) -> AsyncIterator[ModelResponseStreamEvent]:
         async for event in await self.open():
+            self._note_first_chunk()
             yield event
             # Whatever is read after a cancel is read to be counted, and is no part of what was delivered.
             if self._life.state is not State.LIVE:
                 self._keep()
+
+    def _note_first_chunk(self) -> None:
+        if self._first_chunk_monotonic is None:
+            self._first_chunk_monotonic = time.perf_counter()
 
     def _keep(self) -> None:
         if self._kept is None and self._inner is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -86,13 +85,10 @@ class Pulled:
         """What the response's source has next; whatever comes instead, the response knows of it."""
         response = self._response
         try:
-            item = await response._pull.__anext__()
+            return await response._pull.__anext__()
         except BaseException as error:
             await self.ended(error)
             raise
-        if response._first_chunk_monotonic is None:
-            response._first_chunk_monotonic = time.perf_counter()
-        return item
 
     async def ended(self, error: BaseException) -> None:
         """A pull raised this: the response is to know what it means."""

@@ -4,8 +4,7 @@ Mechanism. `cancel()` claims the end of the stream's life (`_state.py`) and shut
 read that waits on it. All the rest is the reader's: in its next pull, or the one that was ended, it counts what had
 arrived and was not handed out, closes the response, and lets the loop end. Reading a socket that was shut never waits,
 so what had arrived is really counted. What is handed out goes through the stream's `Transcript`, as in the
-asynchronous class, so events, chunks and text are three readings of one stream; text that is asked for first comes on
-the fast lane.
+asynchronous class, so events, chunks and text are three readings of one stream, all of them on the fast lane.
 
 Two locks. `_turn` is held by whoever reads or closes; `close()` only tries it, and leaves the closing to a reader that
 has it. `_account` is held for the moment in which a chunk is taken into the message, so that `get()` may be called from
@@ -26,14 +25,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar, cast
 
 import openai
 from pydantic_ai.messages import ModelResponse, ModelResponseStreamEvent
 
 from .. import _openai, _transport
 from .._history import mark_interrupted
-from .._openai import BlockingLane, Growing, Transcript, text_of
+from .._openai import MORE, BlockingLane, Growing, Transcript, text_of
 from .._state import Event, Life, State, checked_reason
 from .._usage import Meter, ResponseUsage
 from ._grip import Grip
@@ -47,6 +46,9 @@ LATE_LIMIT: Final = 500
 
 LEAVE_TIMEOUT: Final = 10.0
 """Seconds that closing may wait for the provider to confirm a cancelled background response."""
+
+_END: Final[Any] = object()
+"""There is no further chunk."""
 
 _logger = logging.getLogger("cancelstream")
 
@@ -89,10 +91,9 @@ class CancellableStream(Generic[ChunkT]):
         self._lane = BlockingLane.of(stream)
         build = self._lane.build if self._lane is not None else dict  # not asked: no chunk is a `dict` then
         self._transcript = Transcript(mapping, grammar, self._meter, build)
-        self._source: Iterator[Any] = stream
-        self._read_before = False
-        self._queue: deque[Any] = deque()
-        """What one read held and was not handed out yet."""
+        self._source: Iterator[Any] = stream if self._lane is None else _in_lane(self._lane, stream)
+        self._events: deque[bytes] = deque() if self._lane is None else self._lane.events
+        """What was read on the fast lane and was not handed out yet."""
         self._life = Life()
         self._turn = threading.Lock()
         self._account = threading.RLock()
@@ -112,8 +113,8 @@ class CancellableStream(Generic[ChunkT]):
             if self._life.state is State.LIVE and (event := self._map(self._mapped)) is not None:
                 yield event
                 continue
-            chunk = self._next()
-            if chunk is None:
+            chunk = self._next_chunk()
+            if chunk is _END:
                 break
             self._mapped = self._transcript.events(chunk)
         while self._rest:
@@ -121,12 +122,14 @@ class CancellableStream(Generic[ChunkT]):
 
     def chunks(self) -> Iterator[ChunkT]:
         """The SDK's own objects, unchanged; ends without an error when the stream is cancelled."""
-        while (chunk := self._next()) is not None:
-            with self._account:
-                chunk = self._transcript.built(chunk)
-                if self._transcript.text(chunk) is None:
-                    self._transcript.skip(chunk)
-            yield chunk
+        while (chunk := self._next_chunk()) is not _END:
+            try:
+                with self._account:
+                    own = self._transcript.own(chunk)
+            except Exception:
+                self._fail()
+                raise
+            yield own
 
     def stream_text(self, *, delta: bool = False) -> Iterator[str]:
         """The response's text as it arrives; ends without an error when the stream is cancelled.
@@ -134,21 +137,31 @@ class CancellableStream(Generic[ChunkT]):
         Args:
             delta: Whether to yield each piece by itself, or the whole text so far (the default).
         """
-        if self._lane is not None and not self._read_before:
-            self._source = _in_lane(self._lane, self._stream)
         growing = Growing()
-        while (chunk := self._next()) is not None:
-            with self._account:
-                piece = self._transcript.text(chunk)
-            if piece is None:
-                piece = self._text_in(self._transcript.events(chunk))
-            if piece:
+        while (chunk := self._next()) is not _END:
+            if piece := self._text_in_lane() if chunk is MORE else self._text(chunk):
                 yield piece if delta else growing.add(piece)
 
-    def _text_in(self, events: Iterator[ModelResponseStreamEvent]) -> str:
-        text = ""
-        while (event := self._map(events)) is not None:
-            text += text_of(event)
+    def _text_in_lane(self) -> str:
+        """The answer's text in the next event of the fast lane."""
+        with self._account:
+            if not self._events:
+                return ""
+            event = self._events.popleft()
+            if (text := self._transcript.known(event)) is not None:
+                return text
+            chunk = cast("BlockingLane", self._lane).decode(event)
+            return "" if chunk is None else self._text(chunk, event)
+
+    def _text(self, chunk: Any, event: bytes | None = None) -> str:
+        """The answer's text in a chunk that is handed out."""
+        with self._account:
+            text = self._transcript.text(chunk, event)
+        if text is None:
+            text = ""
+            events = self._transcript.events(chunk)
+            while (mapped := self._map(events)) is not None:
+                text += text_of(mapped)
         return text
 
     def _map(self, events: Iterator[ModelResponseStreamEvent]) -> ModelResponseStreamEvent | None:
@@ -157,25 +170,37 @@ class CancellableStream(Generic[ChunkT]):
             with self._account:
                 return next(events, None)
         except Exception:
-            # A chunk said that the answer failed: nothing of use can follow.
-            self._life.apply(Event.ERROR)
-            self._finish_unless_read()
+            self._fail()
             raise
 
+    def _fail(self) -> None:
+        """A chunk said that the answer failed: nothing of use can follow."""
+        self._life.apply(Event.ERROR)
+        self._finish_unless_read()
+
+    def _next_chunk(self) -> Any:
+        """The next chunk: decoded on the fast lane, or as the SDK has it; `_END` at the end, whichever end it is."""
+        while (chunk := self._next()) is MORE:
+            with self._account:
+                decoded = cast("BlockingLane", self._lane).decode(self._events.popleft()) if self._events else None
+            if decoded is not None:
+                return decoded
+        return chunk
+
     def _next(self) -> Any:
-        """The next chunk, `None` at the end, whichever end it is.
+        """The SDK's next chunk, or `MORE` if the fast lane has events; `_END` at the end, whichever end it is.
 
         Raises:
             RuntimeError: Another thread is reading.
         """
-        if self._queue and self._life.state is State.LIVE:
-            return self._queue.popleft()
+        if self._events and self._life.state is State.LIVE:
+            return MORE
         if self._is_over:
-            return None
+            return _END
         if not self._turn.acquire(blocking=False):
             raise RuntimeError("another thread is reading this stream, or closing it: one reads, any may cancel")
         try:
-            return self._read() if self._life.state is State.LIVE else None
+            return self._read() if self._life.state is State.LIVE else _END
         finally:
             self._turn.release()
             # Marked while it was read: whoever did that found our turn taken, and left the closing to us.
@@ -183,27 +208,24 @@ class CancellableStream(Generic[ChunkT]):
                 self._finish_unless_read()
 
     def _read(self) -> Any:
-        self._read_before = True
         try:
             chunk = next(self._source)
         except StopIteration:
             self._found_end()
-            return None
+            return _END
         except Exception:
             if self._life.apply(Event.ERROR):
                 raise
-            return None  # what our cutting made of it
+            return _END  # what our cutting made of it
         except BaseException:
             # What was being read is lost with it, so whatever follows is no natural end.
             self._life.apply(Event.LEAVE, "left")
             raise
-        if self._life.state is not State.LIVE:
-            self._meter.late(_listed(chunk))
-            return None
-        if chunk.__class__ is list:
-            self._queue.extend(chunk)
-            return self._queue.popleft()
-        return chunk
+        if self._life.state is State.LIVE:
+            return chunk
+        if chunk is not MORE:
+            self._meter.late([chunk])
+        return _END
 
     def _found_end(self) -> None:
         if self._life.state is not State.LIVE:
@@ -300,22 +322,24 @@ class CancellableStream(Generic[ChunkT]):
 
     def _count_late(self) -> None:
         """Count what had arrived and was not handed out."""
-        self._meter.late(self._queue)
-        self._queue.clear()
         self._grip.cut()
+        late: list[Any] = []
         if not self._grip.was_cut and not self._response.is_closed:
             # To read on would be to wait.
             _transport.tell_blocking(self._response)
             self._meter.lost()
-            return
-        late: list[Any] = []
-        try:
-            while len(late) < LATE_LIMIT:
-                late.extend(_listed(next(self._source)))
-            self._meter.lost()
-        except (StopIteration, Exception) as end:  # noqa: BLE001
-            _logger.debug("%d chunks had arrived: %r", len(late), end)
-        self._meter.late(late)
+        else:
+            try:
+                while len(self._events) + len(late) < LATE_LIMIT:
+                    chunk = next(self._source)
+                    late += [] if chunk is MORE else [chunk]
+                self._meter.lost()
+            except (StopIteration, Exception) as end:  # noqa: BLE001
+                _logger.debug("%d chunks had arrived: %r", len(self._events) + len(late), end)
+        with self._account:
+            if self._lane is not None:
+                self._meter.late(self._lane.rest())
+            self._meter.late(late)
 
     def _cancel_job(self, response_id: str) -> None:
         client = _openai.client_of(self._stream)
@@ -362,20 +386,16 @@ class CancellableStream(Generic[ChunkT]):
 
 
 def _in_lane(lane: BlockingLane, stream: Iterator[Any]) -> Iterator[Any]:
-    """Lists of what the SDK's chunks would be made of, and then what the SDK makes of the rest."""
+    """`MORE` for each read that has events in it, and then what the SDK makes of the rest."""
     failure: Exception | None = None
     try:
         for data in lane.reads():
-            if chunks := lane.feed(data):
-                yield chunks
+            lane.feed(data)
+            if lane.events:
+                yield MORE
             if lane.stopped:
                 break
     except Exception as error:  # noqa: BLE001 - the SDK raises it again, in its own words
         failure = error
     lane.hand_over(failure)
     yield from stream
-
-
-def _listed(chunk: Any) -> list[Any]:
-    """What one pull gave: in the fast lane a list, else one chunk."""
-    return chunk if chunk.__class__ is list else [chunk]
