@@ -22,14 +22,14 @@ from typing import Any, Final, cast
 
 from jiter import from_json
 
-__all__ = ("EventDecoder",)
+__all__ = ("EventDecoder", "decoded")
 
 # As numbers: `in` finds a byte in bytes several times faster so.
 _CR: Final = 13
 _LF: Final = 10
 
 
-class _NotOurs(Exception):
+class _NotOurs(ValueError):
     """An event that is left to the SDK."""
 
 
@@ -64,23 +64,13 @@ class EventDecoder:
 
     def decode(self, event: bytes) -> dict[str, Any] | None:
         """The chunk of an event that was taken from `events`; `None` if it has none, or if this is where it stops."""
-        chunk: Any
         try:
-            if _LF not in event and event.startswith(b"data: {"):
-                chunk = from_json(event[6:])
-            elif (data := _data(event.split(b"\n"))) is not None:
-                chunk = from_json(data)
-            else:
-                return None
-        except (_NotOurs, ValueError):  # a `UnicodeDecodeError` and jiter's errors are `ValueError`s
-            chunk = None
-        # The SDK raises for `error`, whatever else the object holds.
-        if chunk.__class__ is dict and not chunk.get("error"):
-            return cast("dict[str, Any]", chunk)
-        self.stopped = True
-        self._tail[:0] = b"".join(each + b"\n\n" for each in (event, *self.events))
-        self.events.clear()
-        return None
+            return decoded(event)
+        except ValueError:
+            self.stopped = True
+            self._tail[:0] = b"".join(each + b"\n\n" for each in (event, *self.events))
+            self.events.clear()
+            return None
 
     def rest(self) -> Iterator[dict[str, Any]]:
         """The chunks of all `events` that are left."""
@@ -114,6 +104,24 @@ class EventDecoder:
         whole = bytes(tail[:end])
         del tail[:end]
         return whole
+
+
+def decoded(event: bytes) -> dict[str, Any] | None:
+    """The chunk of an event, `None` if it has none.
+
+    Raises:
+        ValueError: The SDK has to say what it is.
+    """
+    if _LF not in event and event.startswith(b"data: {"):
+        chunk: Any = from_json(event[6:])
+    elif (data := _data(event.split(b"\n"))) is not None:
+        chunk = from_json(data)
+    else:
+        return None
+    # The SDK raises for `error`, whatever else the object holds.
+    if chunk.__class__ is not dict or chunk.get("error"):
+        raise _NotOurs
+    return cast("dict[str, Any]", chunk)
 
 
 def _data(lines: Iterable[bytes]) -> bytes | None:

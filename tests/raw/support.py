@@ -130,6 +130,18 @@ def logprob(token: str) -> dict[str, Any]:
 
 CHATS = (
     Sent("text", (FIRST, *(chat(delta(content=w), obfuscation="x") for w in ("Hello", " wörld", "!", "\n")), LAST)),
+    Sent(
+        "a longer text",
+        (
+            FIRST,
+            *(
+                chat(delta(content=w), obfuscation="kBz3x7y"[n:])
+                for n, w in enumerate(("I", " am", " a", "\n", " river", ",", "<think>"))
+            ),
+            *(chat(delta(content=w), obfuscation=w) for w in ("so", "on")),
+            LAST,
+        ),
+    ),
     Sent("usage at the end", (FIRST, chat(delta(content="Hi")), chat(delta(content=" you")), LAST, USAGE)),
     Sent(
         "usage in every chunk",
@@ -171,6 +183,14 @@ CHATS = (
     Sent("thinking tags", tuple(chat(delta(content=w)) for w in ("<think>", "Hm", "m", "</think>", "It", " is", " 4"))),
     Sent("a tag in pieces", tuple(chat(delta(content=w)) for w in ("a", "<th", "ink>", "b", "</think>", "c"))),
     Sent("nothing but a tag in pieces", tuple(chat(delta(content=w)) for w in ("", "x", "<th", "ink>"))),
+    Sent(
+        "a tool call that begins empty",
+        (
+            FIRST,
+            chat(delta(tool_calls=[call(0, "", id="call_1", name="look")])),
+            *(chat(delta(tool_calls=[call(0, piece)])) for piece in ("", '{"ci', 'ty":', "", ' "Paris"', "}")),
+        ),
+    ),
     Sent("a refusal", (FIRST, *(chat(delta(refusal=w)) for w in ("I", " can't", " do that")), LAST)),
     Sent(
         "log probabilities",
@@ -282,6 +302,8 @@ COMPLETED = event("response.completed", 99, response=response("completed", usage
 
 RESPONSES = (
     Sent("text", (*created(), MESSAGE, *texts("Hello", " wörld", "", "!"), COMPLETED), responses=True),
+    Sent("an empty beginning", (*created(), *texts("", "Hello", " wörld", "!"), COMPLETED), responses=True),
+    Sent("an empty beginning, cut", (*created(), *texts("", "Hello", " wörld", "!")), responses=True),
     Sent("two parts", (*created(), *texts("a", "b"), *texts("c", "d", content_index=1), COMPLETED), responses=True),
     Sent(
         "a function call",
@@ -370,6 +392,11 @@ RESPONSES = (
     Sent("no end", (*created(), *texts("Hello", " you")), responses=True),
     Sent("a delta of null", (*created(), texts("a")[0].replace('"a"', "null"), *texts("b", "c")), responses=True),
     Sent("in the background", (*created(background=True), *texts("Hello", " you")), responses=True),
+    Sent(
+        "a longer text in the background",
+        (*created(background=True), *texts("I", " am", " a", "", " ri", "ver", "\n", "so", " on", obfuscation="kBz3")),
+        responses=True,
+    ),
     Sent(
         "failed",
         (

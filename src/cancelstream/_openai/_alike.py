@@ -1,107 +1,110 @@
 """Knowing an event that is like the one before it, without parsing it.
 
-While a model writes, its events differ in the piece of text that they bring and in nothing else, except that OpenAI
-pads them with a random string. Two events in a row that are alike in this way make a recogniser, which takes further
-ones by comparing bytes. It is the cheapest way to read a text, and it guesses nothing:
+While a model writes, its events differ in the piece of text that they bring, and otherwise only in a number that
+counts them or tells the time, and in a random string that OpenAI pads them with. Two events in a row that are alike in
+this way make a recogniser, which takes further ones by comparing bytes. It is the cheapest way to read a text, and it
+guesses nothing:
 
-- What may differ lies between the quotes of two JSON strings, and holds nothing that a JSON string has to escape. So
-  an event that is taken parses as the others do, with other words in these two places.
-- Before it is used, an event with a word of ours in both places is parsed, and has to carry on with that word. So one
-  of the places is the text, and nobody asks for what is in the other.
+- What may differ is digits, and what stands between the quotes of JSON strings and is nothing that a JSON string has
+  to escape. So an event that is taken parses as those two do, with other values in these places.
+- Before it is used, an event with values of ours in all these places is parsed, and has to carry on with our text. So
+  one place is the text's, and what is in the others makes no difference to that.
 
-Known limits: a text that needs an escape, such as a line break, is parsed, and so is a Responses event, which has a
-number of its own.
+Known limits: a text that needs an escape, such as a line break, is parsed, and so is every event that differs in more.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
-from jiter import from_json
 from pydantic_ai.profiles import DEFAULT_THINKING_TAGS
 
 __all__ = ("recogniser",)
 
-_START: Final = b"data: "
-_WORD: Final = "cancelstream"
-"""Stands for any text, and for any padding; nothing that a provider sends."""
+Accepts = Callable[[bytes], bool]
+
+_TOKENS: Final = re.compile(rb'"[^"]*"|\d+|[^"\d]+')
+"""Of JSON without a backslash: its strings, the digits of its numbers, and all that is in between."""
+
+# What a probe has in the places that may differ; nothing that a provider sends.
+_TEXT: Final = "cancelstream"
+_PADDING: Final = b'"probe"'
+_NUMBER: Final = b"987654321987"
 
 
 def recogniser(
-    before: bytes, event: bytes, name: str, text: str, follows: Callable[[Any], str | None]
+    before: bytes, event: bytes, text: str, decode: Callable[[bytes], Any], follows: Callable[[Any], str | None]
 ) -> Callable[[bytes], str | None] | None:
     """What finds the text of further events that are like these two, `None` if the two are not alike.
 
     It returns `None` for every event that it does not know.
 
     Args:
-        before: An event.
-        event: The next one; both carry on the same piece.
-        name: The field of its delta that has the text.
+        before: An event without a backslash.
+        event: A later one; both carry on the same piece.
         text: Its text.
-        follows: Finds the text of a decoded chunk that carries on, too (`Grammar.follows`).
+        decode: Makes a chunk of an event.
+        follows: Finds the text of a chunk that carries on, too (`Grammar.follows`).
     """
-    key = re.search(rb'"%s": ?"' % re.escape(name.encode()), event)
-    if key is None or not _needs_no_escape(text):
+    olds, news = _TOKENS.findall(before), _TOKENS.findall(event)
+    differing = [place for place, (old, new) in enumerate(zip(olds, news, strict=False)) if old != new]
+    its = next((place for place in differing if news[place] == b'"%s"' % text.encode()), None)
+    if its is None:
         return None
-    lead = event[: key.end()]
-    raw = text.encode()
-    if not (event.startswith(raw, len(lead)) and before.startswith(lead) and lead.startswith(_START)):
-        return None
-    around = _around(before[before.find(b'"', len(lead)) :], event[len(lead) + len(raw) :])
-    if around is None:
-        return None
-    word = _WORD.encode()
-    probe = b"".join((lead, word, around.middle, word if around.padded else b"", around.end))
-    is_sure = follows(from_json(probe.removeprefix(_START))) == _WORD
-    return _comparing(lead, *around) if is_sure else None
+    probe, literals, places = [*news], [b""], list[Accepts | None]()
+    for place, token in enumerate(news):
+        if place not in differing:
+            literals[-1] += token
+        elif token.isdigit():
+            probe[place] = _NUMBER
+            places.append(_is_number)
+            literals.append(b"")
+        elif place == its or (token.startswith(b'"') and token[1:-1].isalnum()):
+            probe[place] = b'"%s"' % _TEXT.encode() if place == its else _PADDING
+            places.append(None if place == its else bytes.isalnum)
+            literals[-1] += b'"'
+            literals.append(b'"')
+        else:
+            return None
+    is_sure = follows(decode(b"".join(probe))) == _TEXT
+    return _comparing(literals, places) if is_sure else None
 
 
-def _comparing(lead: bytes, middle: bytes, end: bytes, padded: bool) -> Callable[[bytes], str | None]:
-    start, stop = len(lead), len(end)
+def _comparing(literals: Sequence[bytes], places: Sequence[Accepts | None]) -> Callable[[bytes], str | None]:
+    """What takes an event of these literals, with what each place between two of them accepts; `None` is the text's."""
+    lead = literals[0]
+    start = len(lead)
+    following = [(accepts, then, len(then)) for accepts, then in zip(places, literals[1:], strict=True)]
 
     def text_of(event: bytes) -> str | None:
-        head, _, tail = event.partition(middle)
-        if not head.startswith(lead):
+        if not event.startswith(lead):
             return None
-        if tail != end and not (padded and tail.endswith(end) and tail[: len(tail) - stop].isalnum()):
+        at, words = start, b""
+        for accepts, then, length in following:
+            end = event.find(then, at)
+            value = event[at:end]
+            at = end + length
+            if end < 0:
+                return None
+            if accepts is None:
+                words = value
+            elif not accepts(value):
+                return None
+        if at != len(event):
             return None
         try:
-            text = head[start:].decode()
+            text = words.decode()
         except UnicodeDecodeError:
             return None
-        return text if text and _needs_no_escape(text) and text not in DEFAULT_THINKING_TAGS else None
+        if not text or not text.isprintable() or '"' in text or "\\" in text or text in DEFAULT_THINKING_TAGS:
+            return None
+        return text
 
     return text_of
 
 
-def _needs_no_escape(text: str) -> bool:
-    return text.isprintable() and '"' not in text and "\\" not in text
-
-
-class _Around(NamedTuple):
-    """What follows the text: up to the padding, and after it; without one, all is in `middle`."""
-
-    middle: bytes
-    end: bytes
-    padded: bool
-
-
-def _around(before: bytes, after: bytes) -> _Around | None:
-    """What two events have in common after their text, if one string of letters and digits is all that differs."""
-    if before == after:
-        return _Around(after, b"", padded=False)
-    middle = after[: after.rfind(b'"', 0, _alike(before, after)) + 1]
-    end = after[after.find(b'"', len(after) - _alike(before[::-1], after[::-1])) :]
-    paddings = [each[len(middle) : len(each) - len(end)] for each in (before, after)]
-    is_padding = middle and all(middle + each + end in (before, after) and each.isalnum() for each in paddings)
-    return _Around(middle, end, padded=True) if is_padding else None
-
-
-def _alike(one: bytes, other: bytes) -> int:
-    """How many bytes two different ones begin with in common."""
-    return next(
-        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
-    )
+def _is_number(value: bytes) -> bool:
+    # Thousands of digits are an error in the SDK.
+    return value.isdigit() and not value.startswith(b"0") and len(value) < 20

@@ -33,7 +33,7 @@ class Piece(NamedTuple):
         name: Where its text is: a field of a chat delta, or the type of a Responses event.
         place: Which one of those: the tool call's index, or the item's id and the index in it.
         envelope: What stands around it and is not to change.
-        text: The piece itself.
+        text: The piece itself; never empty, so that it shows where the pieces that carry on are counted.
     """
 
     name: str
@@ -85,7 +85,7 @@ class _Chat:
         name, place, text = said[0], None, delta[said[0]]
         if name == "tool_calls":
             place, text = _arguments(text)
-        if type(text) is not str or name == "annotations" or text in DEFAULT_THINKING_TAGS:
+        if type(text) is not str or not text or name == "annotations" or text in DEFAULT_THINKING_TAGS:
             return None
         return Piece(name, place, _envelope(top, fields_of(choice)), text)
 
@@ -164,7 +164,7 @@ class _Responses:
     def piece(self, chunk: object) -> Piece | None:
         event = fields_of(chunk)
         kind, text = event.get("type"), event.get("delta")
-        if type(kind) is not str or type(text) is not str or not kind.endswith(".delta"):
+        if type(kind) is not str or type(text) is not str or not text or not kind.endswith(".delta"):
             return None
         return Piece(kind, (event.get("item_id"), event.get("content_index"), event.get("summary_index")), (), text)
 

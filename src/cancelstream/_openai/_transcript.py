@@ -13,17 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import compress
-from typing import Any, cast
+from typing import Any, Final
 
 from pydantic_ai.messages import ModelResponseStreamEvent, PartDeltaEvent, PartStartEvent, TextPart, TextPartDelta
 from pydantic_ai.profiles import DEFAULT_THINKING_TAGS
 
+from .._sse import decoded
 from .._usage import Meter
 from ._alike import recogniser
 from ._mapping import Mapping
 from ._pieces import Grammar, Piece, fields_of
 
 __all__ = ("Transcript", "text_of")
+
+TRIES: Final = 8
+"""Times that what has to be parsed in one run is looked at for a likeness; each takes as long as parsing ten events."""
 
 
 class Transcript:
@@ -50,6 +54,7 @@ class Transcript:
         self._next: Callable[[Any], str | None] = _nothing
         self._known: Callable[[bytes], str | None] = _nothing
         self._event: bytes | None = None
+        self._tries = TRIES
         self._count: Callable[[str], object] = len
         self._is_text = False
 
@@ -65,6 +70,7 @@ class Transcript:
             return None
         self._count(text)
         self._pieces.append(text)
+        self._last = event
         return text if self._is_text else ""
 
     def text(self, chunk: Any, event: bytes | None = None) -> str | None:
@@ -86,11 +92,11 @@ class Transcript:
             self._count(text)
         self._pieces.append(text)
         self._last = chunk
-        if event is not None:
+        if event is not None and self._tries and b"\\" not in event:
             before, self._event = self._event, event
-            name = cast("Piece", self._run).name
-            if before is not None and (known := recogniser(before, event, name, text, self._next)) is not None:
-                self._known = known
+            if before is not None:
+                self._tries -= 1
+                self._known = recogniser(before, event, text, decoded, self._next) or self._known
         return text if self._is_text else ""
 
     def events(self, chunk: Any, own: Any = None) -> Iterator[ModelResponseStreamEvent]:
@@ -116,7 +122,7 @@ class Transcript:
         self.flush()
         self._run, self._count = self._grammar.piece(own), count
         self._next = _nothing if self._run is None else self._grammar.follows(self._run, chunk)
-        self._known, self._event = _nothing, None
+        self._known, self._event, self._tries = _nothing, None, TRIES
         self._template = own
         self._is_text = False
         self._mapping.feed(own)
@@ -148,9 +154,11 @@ class Transcript:
             return
         self._pieces = []
         text = "".join(pieces)
+        last = self._last
+        last = decoded(last) if isinstance(last, bytes) else last
         # Pieces that are no tag may make one in a row, and would then be taken for it.
         for part in [pieces[0], text[len(pieces[0]) :]] if text in DEFAULT_THINKING_TAGS else [text]:
-            self._mapping.feed(self._grammar.joined(self._template, run, part, self._last))
+            self._mapping.feed(self._grammar.joined(self._template, run, part, last))
             self._drain(self._mapping.events())
 
     def built(self, chunk: Any) -> Any:

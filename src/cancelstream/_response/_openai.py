@@ -151,26 +151,28 @@ class OpenAIResponse(CancellableStreamedResponse):
         Args:
             delta: Whether to yield each piece by itself, or the whole text so far (the default).
         """
-        reading, pull = _Chunks(self), self._pull
-        growing = Growing()
+        reading, growing = _Chunks(self), Growing()
         while True:
             # What `reading.next()` does, written out: this is what happens for every token.
-            if self._events and not pull._pull.stopping:
-                event = self._events.popleft()
-                piece = cast("Transcript", self._transcript).known(event)
+            lane: Any = self._lane
+            transcript: Any = self._transcript
+            events = self._events  # none unless there are both
+            while events and not self._pull._pull.stopping:
+                event = events.popleft()
+                piece = transcript.known(event)
                 if piece is None:
-                    chunk = cast("FastLane", self._lane).decode(event)
+                    chunk = lane.decode(event)
                     piece = "" if chunk is None else self._text(chunk, event)
-            else:
-                try:
-                    chunk = await pull.__anext__()
-                except BaseException as error:
-                    await reading.ended(error)
-                    if isinstance(error, StopAsyncIteration):
-                        return
-                    raise
-                piece = "" if chunk is MORE else self._text(chunk)
-            if piece:
+                if piece:
+                    yield piece if delta else growing.add(piece)
+            try:
+                chunk = await self._pull.__anext__()
+            except BaseException as error:
+                await reading.ended(error)
+                if isinstance(error, StopAsyncIteration):
+                    return
+                raise
+            if chunk is not MORE and (piece := self._text(chunk)):
                 yield piece if delta else growing.add(piece)
 
     def _text(self, chunk: Any, event: bytes | None = None) -> str:
