@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import gc
 import gzip
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -242,9 +243,16 @@ class TestBackground:
 
     SENT = by_name("in the background", responses=True)
 
-    def stream(self, told: threading.Event, cancelled: list[str], fails: bool = False) -> CancellableStream[Any]:
+    def stream(
+        self,
+        told: threading.Event,
+        cancelled: list[str],
+        fails: bool = False,
+        wait: Callable[[], object] = lambda: None,
+    ) -> CancellableStream[Any]:
         def answer(request: httpx2.Request) -> httpx2.Response:
             if request.url.path.endswith("/cancel"):
+                wait()
                 cancelled.append(request.url.path)
                 told.set()
                 return httpx2.Response(500 if fails else 200, json={})
@@ -272,6 +280,19 @@ class TestBackground:
             next(stream.stream_text())
         assert cancelled == []
         assert stream.get().state == "suspended"
+
+    def test_one_that_is_dropped_waits_for_nobody(self) -> None:
+        """Whoever drops a cancelled stream goes on at once; the provider is told all the same."""
+        told, dropped, cancelled, overtaken = threading.Event(), threading.Event(), list[str](), list[bool]()
+        stream = self.stream(told, cancelled, wait=lambda: overtaken.append(dropped.wait(5)))
+        texts = stream.stream_text()
+        next(texts)
+        stream.cancel()
+        del texts, stream
+        gc.collect()
+        dropped.set()
+        assert told.wait(5)
+        assert overtaken == [True]
 
     def test_a_stream_that_is_taken_up_again(self) -> None:
         """Its id is known from what was asked."""

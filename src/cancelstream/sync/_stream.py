@@ -262,11 +262,14 @@ class CancellableStream(Generic[ChunkT]):
 
         While another thread reads, that thread closes it, at once.
         """
+        self._leave()
+        if self._cancelling_job is not None:
+            self._cancelling_job.join(LEAVE_TIMEOUT)
+
+    def _leave(self) -> None:
         if self._life.apply(Event.LEAVE, "left"):
             self._grip.cut()
         self._finish_unless_read()
-        if self._cancelling_job is not None:
-            self._cancelling_job.join(LEAVE_TIMEOUT)
 
     def __enter__(self) -> Self:
         return self
@@ -288,7 +291,7 @@ class CancellableStream(Generic[ChunkT]):
                 stacklevel=2,
                 source=self,
             )
-        self.close()
+        self._leave()  # whoever only drops it does not wait for a background job
 
     def _finish_unless_read(self) -> None:
         if not self._turn.acquire(blocking=False):
