@@ -94,7 +94,7 @@ async def main() -> None:
             agent.model = OpenAIChatModel("gpt-4o", provider=OpenAIProvider(openai_client=client))
             server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
             serving = asyncio.create_task(server.serve())
-            while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+            while not (server.started or serving.done()):  # noqa: ASYNC110 - uvicorn has no event for it
                 await asyncio.sleep(0.01)
             port = server.servers[0].sockets[0].getsockname()[1]
             await ask_and_stop(f"http://127.0.0.1:{port}")

@@ -104,7 +104,7 @@ async def main() -> None:
         model = OpenAIModel(client_args={"base_url": provider.base_url, "api_key": "none"}, model_id="gpt-4o")
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
         serving = asyncio.create_task(server.serve())
-        while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        while not (server.started or serving.done()):  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
         # The provider generates slowly; whatever it does, the client has limits.

@@ -178,5 +178,6 @@ class Script(Forked):
 
 def _script(script: Path, arguments: tuple[str, ...]) -> None:
     warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", r"websockets\..* is deprecated", DeprecationWarning)  # an older uvicorn's own
     sys.argv[:] = [str(script), *arguments]
     runpy.run_path(str(script), run_name="__main__")
