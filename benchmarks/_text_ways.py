@@ -1,6 +1,6 @@
 """The ways to read a text stream, one of them in this process: `text_stream.py` starts one for each.
 
-    python benchmarks/_text_ways.py WAY --chunks 5000 --in-a-read 1 --rounds 5
+    python benchmarks/_text_ways.py WAY --chunks 5000 --in-a-read 1 --rounds 5 [--responses]
 
 Prints a line of JSON: the versions that took part, and the processor time of each round in us a chunk, of the way and
 of the raw stream of the openai that is installed beside it, in turn; of the way alone where several numbers of chunks
@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import gc
 import importlib.metadata
+import itertools
 import json
 import os
 import time
@@ -32,8 +33,8 @@ MODEL = "gpt-4o"
 MESSAGES: Any = [{"role": "user", "content": "Tell me about rivers."}]
 
 
-def sse(chunks: int, in_a_read: int) -> list[bytes]:
-    """The body of a chat completion as OpenAI sends it, cut into reads of so many events."""
+def chat(chunks: int) -> list[bytes]:
+    """The events of a chat completion as OpenAI sends them."""
 
     def event(*choices: dict[str, Any], **more: Any) -> bytes:
         envelope = {
@@ -54,8 +55,32 @@ def sse(chunks: int, in_a_read: int) -> list[bytes]:
     events = [event(choice({"role": "assistant", "content": "", "refusal": None}))]
     events += [event(choice({"content": f" word{number % 100}"}), obfuscation="kBz3") for number in range(chunks)]
     usage = {"prompt_tokens": 12, "completion_tokens": chunks, "total_tokens": chunks + 12}
-    events += [event(choice({}, "stop")), event(usage=usage), b"data: [DONE]\n\n"]
-    return [b"".join(events[start : start + in_a_read]) for start in range(0, len(events), in_a_read)]
+    return [*events, event(choice({}, "stop")), event(usage=usage), b"data: [DONE]\n\n"]
+
+
+def responses(chunks: int) -> list[bytes]:
+    """The events of a response as OpenAI's Responses API sends them."""
+    numbers = itertools.count()
+
+    def event(kind: str, **fields: Any) -> bytes:
+        data = {"type": kind, "sequence_number": next(numbers), **fields}
+        return f"event: {kind}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
+
+    def response(status: str, usage: dict[str, Any] | None) -> dict[str, Any]:
+        base = {"id": "resp_68af40", "object": "response", "created_at": 1750000000, "model": "gpt-4o-2024-08-06"}
+        asked = {"output": [], "tools": [], "tool_choice": "auto", "parallel_tool_calls": True}
+        return {**base, **asked, "status": status, "usage": usage}
+
+    item = {"type": "message", "id": "msg_68af40", "status": "in_progress", "role": "assistant", "content": []}
+    place = {"item_id": "msg_68af4030baa48193b0b43b4c2a176a1a", "output_index": 0, "content_index": 0}
+    events = [event("response.created", response=response("in_progress", None))]
+    events.append(event("response.output_item.added", output_index=0, item=item))
+    for number in range(chunks):
+        text = f" word{number % 100}"
+        events.append(event("response.output_text.delta", **place, delta=text, logprobs=[], obfuscation="kBz3"))
+    usage = {"input_tokens": 12, "output_tokens": chunks, "total_tokens": chunks + 12}
+    details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
+    return [*events, event("response.completed", response=response("completed", {**usage, **details}))]
 
 
 class Body(http.AsyncByteStream):
@@ -74,9 +99,10 @@ class Body(http.AsyncByteStream):
 class Source:
     """A provider in memory, and the clients that lead to it."""
 
-    def __init__(self, chunks: int, in_a_read: int) -> None:
+    def __init__(self, events: list[bytes], chunks: int, in_a_read: int) -> None:
         self.chunks = chunks
-        reads = sse(chunks, in_a_read)
+        self._is_responses = events[0].startswith(b"event: ")
+        reads = [b"".join(events[start : start + in_a_read]) for start in range(0, len(events), in_a_read)]
 
         def answer(_: Any) -> Any:
             return http.Response(200, headers={"content-type": "text/event-stream"}, stream=Body(reads))
@@ -85,6 +111,8 @@ class Source:
         self.openai = openai.AsyncOpenAI(api_key="none", base_url=URL, http_client=self.http, max_retries=0)
 
     async def stream(self) -> Any:
+        if self._is_responses:
+            return await self.openai.responses.create(model=MODEL, input="Tell me about rivers.", stream=True)
         return await self.openai.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)
 
 
@@ -214,9 +242,9 @@ WAYS: dict[str, Callable[[Source], Awaitable[None]]] = {
 DISTRIBUTIONS = {"pydantic-ai": "pydantic-ai-slim"}
 
 
-async def once(way: Callable[[Source], Awaitable[None]], chunks: int, in_a_read: int) -> float:
+async def once(way: Callable[[Source], Awaitable[None]], events: list[bytes], chunks: int, in_a_read: int) -> float:
     """Us a chunk. The source is new each time: a peer may close its client."""
-    source = Source(chunks, in_a_read)
+    source = Source(events, chunks, in_a_read)
     gc.collect()
     gc.disable()
     started = time.process_time_ns()
@@ -227,13 +255,16 @@ async def once(way: Callable[[Source], Awaitable[None]], chunks: int, in_a_read:
     return took / chunks / 1000
 
 
-async def measure(names: list[str], sizes: list[int], in_a_read: int, rounds: int) -> dict[str, list[float]]:
+async def measure(
+    names: list[str], sizes: list[int], in_a_read: int, rounds: int, api: Callable[[int], list[bytes]]
+) -> dict[str, list[float]]:
     """Everything in turn, so that a slow moment strikes all alike; one round is thrown away."""
+    events = {size: api(size) for size in sizes}
     found: dict[str, list[float]] = {}
     for turn in range(rounds + 1):
         for name in names:
             for size in sizes:
-                took = await once(WAYS[name], size, in_a_read)
+                took = await once(WAYS[name], events[size], size, in_a_read)
                 if turn:
                     found.setdefault(f"{name} {size}", []).append(took)
     return found
@@ -250,10 +281,12 @@ if __name__ == "__main__":
     parser.add_argument("--chunks", type=int, nargs="+", default=[5_000])
     parser.add_argument("--in-a-read", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--responses", action="store_true", help="the Responses API, and not chat completions")
     arguments = parser.parse_args()
     os.environ.update(OPENAI_API_KEY="none", LITELLM_LOCAL_MODEL_COST_MAP="True")
     way: str = arguments.way
     beside = [] if len(arguments.chunks) > 1 else ["raw"]
     names = list(dict.fromkeys([way, *beside]))
-    times = asyncio.run(measure(names, arguments.chunks, arguments.in_a_read, arguments.rounds))
+    api = responses if arguments.responses else chat
+    times = asyncio.run(measure(names, arguments.chunks, arguments.in_a_read, arguments.rounds, api))
     print(json.dumps({"versions": versions(way), "times": times}))

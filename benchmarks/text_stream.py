@@ -5,7 +5,7 @@ ratio of the two, round by round, so what else the machine does strikes both. Th
 memory, with one wait before each read (`_text_ways.py`); on a socket a read costs more, for every way alike.
 
 1. A read for each event, which is the worst case, and 16 events in a read, as from a provider that is ahead of its
-   reader.
+   reader. Chat completions, and text through the Responses API, each beside its own raw stream.
 2. Flat: a chunk of 5,000, of 20,000 and of 80,000, `delta=True` and `delta=False`.
 3. `--peers`: other libraries, each in an environment of its own, made by uv (or venv) on the fly; one that cannot be
    installed says so in its row. They do more with a stream than to hand out its text: agents, callbacks, traces.
@@ -73,8 +73,8 @@ def run(python: str, name: str, *options: object) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def measure(name: str, *, rounds: int, python: str = sys.executable, in_a_read: int = 1) -> Measured:
-    found = run(python, name, "--chunks", CHUNKS, "--in-a-read", in_a_read, "--rounds", rounds)
+def measure(name: str, *options: str, rounds: int, python: str = sys.executable, in_a_read: int = 1) -> Measured:
+    found = run(python, name, *options, "--chunks", CHUNKS, "--in-a-read", in_a_read, "--rounds", rounds)
     way, raw = found["times"][f"{name} {CHUNKS}"], found["times"][f"raw {CHUNKS}"]
     ratio = statistics.median(a / b for a, b in zip(way, raw, strict=True))
     return Measured(found["versions"], statistics.median(way), statistics.median(raw), ratio)
@@ -84,11 +84,11 @@ def row(what: str, found: Measured, goal: float | None = None) -> None:
     verdict = "" if goal is None else f"  at most {goal:.2f}: {'ok' if found.ratio <= goal else 'MISSED'}"
     if goal is not None and found.ratio > goal:
         missed.append(f"{what}: {found.ratio:.3f}")
-    print(f"    {what:<46} {found.cost:8.1f} {found.raw:8.1f} {found.ratio:8.3f}{verdict}")
+    print(f"    {what:<50} {found.cost:8.1f} {found.raw:8.1f} {found.ratio:8.3f}{verdict}")
 
 
 def head(what: str) -> None:
-    print(f"{what}\n    {'':<46} {'us':>8} {'raw':>8} {'of raw':>8}")
+    print(f"{what}\n    {'':<50} {'us':>8} {'raw':>8} {'of raw':>8}")
 
 
 def ours(rounds: int) -> None:
@@ -99,6 +99,8 @@ def ours(rounds: int) -> None:
         for name, what in OURS.items():
             row(what, found[name], goals.get(name))
         above = found["delta"].ratio - found["bytes"].ratio
+        answer = measure("delta", "--responses", rounds=rounds, in_a_read=in_a_read)
+        row("the same of a Responses stream, beside its raw one", answer)
         print(f"    stream_text(delta=True), less what reading the bytes takes: {above:.3f} of the raw stream")
 
 
@@ -112,7 +114,7 @@ def flat(rounds: int) -> None:
         growth = statistics.median(a / b for a, b in zip(of[-1], of[0], strict=True))
         costs = "".join(f"{statistics.median(each):8.2f}" for each in of)
         holds = growth <= FLAT
-        print(f"    {OURS[name]:<46}{costs}  {growth:.2f} times, at most {FLAT}: {'ok' if holds else 'MISSED'}")
+        print(f"    {OURS[name]:<50}{costs}  {growth:.2f} times, at most {FLAT}: {'ok' if holds else 'MISSED'}")
         if not holds:
             missed.append(f"{OURS[name]}: {growth:.2f} times")
 
@@ -146,7 +148,7 @@ def peers(rounds: int, folder: Path) -> None:
             found = measure(name, rounds=max(5, rounds // 2), python=environment(name, package, folder))
         except subprocess.CalledProcessError as error:
             last = (error.stderr.strip().splitlines() or ["?"])[-1]
-            print(f"    {name:<46} cannot be installed, or fails: {last}")
+            print(f"    {name:<50} cannot be installed, or fails: {last}")
         else:
             row(found.versions, found)
 
