@@ -71,6 +71,7 @@ class CancellableStream(Generic[ChunkT]):
     """
 
     _is_over = True  # nothing to close until we are sure of the stream
+    _to_settle = False
 
     def __init__(self, stream: openai.Stream[ChunkT], request: Mapping[str, Any] | None = None) -> None:
         _openai.check_stream(stream, openai.Stream)
@@ -91,10 +92,10 @@ class CancellableStream(Generic[ChunkT]):
         self._lane = BlockingLane.of(stream)
         build = self._lane.build if self._lane is not None else dict  # not asked: no chunk is a `dict` then
         self._transcript = Transcript(mapping, grammar, self._meter, build)
-        self._source: Iterator[Any] = stream if self._lane is None else _in_lane(self._lane, stream)
+        self._life = Life()
+        self._source: Iterator[Any] = stream if self._lane is None else _in_lane(self._lane, stream, self._life)
         self._events: deque[bytes] = deque() if self._lane is None else self._lane.events
         """What was read on the fast lane and was not handed out yet."""
-        self._life = Life()
         self._turn = threading.Lock()
         self._account = threading.RLock()
         self._rest: deque[ModelResponseStreamEvent] = deque()
@@ -263,6 +264,7 @@ class CancellableStream(Generic[ChunkT]):
         While another thread reads, that thread closes it, at once.
         """
         self._leave()
+        self._settle()
         if self._cancelling_job is not None:
             self._cancelling_job.join(LEAVE_TIMEOUT)
 
@@ -282,6 +284,8 @@ class CancellableStream(Generic[ChunkT]):
 
     def __del__(self) -> None:
         if self._is_over:
+            if self._to_settle:
+                self._settle()  # a message of it that somebody holds has the record
             return
         if self._life.state is State.LIVE:
             warnings.warn(
@@ -303,7 +307,7 @@ class CancellableStream(Generic[ChunkT]):
             self._turn.release()
 
     def _finish(self) -> None:
-        """Count what had arrived, close, and settle; once, in whoever has the turn."""
+        """Count what had arrived, and close; once, in whoever has the turn."""
         self._is_over = True
         state = self._life.state
         if state in (State.INTERRUPTED, State.LEFT):
@@ -311,11 +315,11 @@ class CancellableStream(Generic[ChunkT]):
         # Closing is best effort: the connection is let go of whatever it raises.
         with suppress(Exception):
             self._stream.close()
-        with self._account:
-            self._transcript.flush()
-            response = self._transcript.response
-            self._meter.settle(ended=state is State.COMPLETE, finish_reason=response.finish_reason)
-            self._record.update(self._meter.usage.record())
+        self._to_settle = True
+        # A reader that was cancelled is to be free at once: what it cost is worked out by whoever asks, or closes.
+        if state is not State.INTERRUPTED:
+            self._settle()
+        response = self._transcript.response
         details: dict[str, Any] = response.provider_details or {}
         if state is State.INTERRUPTED and details.get("background") and response.provider_response_id:
             self._cancelling_job = threading.Thread(
@@ -323,9 +327,19 @@ class CancellableStream(Generic[ChunkT]):
             )
             self._cancelling_job.start()
 
+    def _settle(self) -> None:
+        """Bring the usage to its final state, once everything is counted; idempotent."""
+        with self._account:
+            if self._to_settle:
+                self._to_settle = False
+                ended, finish_reason = self._life.state is State.COMPLETE, self._transcript.response.finish_reason
+                self._meter.settle(ended=ended, finish_reason=finish_reason)
+                self._record.update(self._meter.usage.record())
+
     def _count_late(self) -> None:
         """Count what had arrived and was not handed out."""
-        self._grip.cut()
+        if not self._grip.was_cut:
+            self._grip.cut()
         late: list[Any] = []
         if not self._grip.was_cut and not self._response.is_closed:
             # To read on would be to wait.
@@ -365,10 +379,11 @@ class CancellableStream(Generic[ChunkT]):
 
     @property
     def usage(self) -> ResponseUsage:
-        """What arrived so far, in tokens, with bounds; one object, final once the stream has ended.
+        """What arrived so far, in tokens, with bounds; one object, brought up to date here, and final when it is closed.
 
         Calling it, `usage()`, returns it too.
         """
+        self._settle()
         with self._account:
             self._meter.observe(reported=None, finish_reason=self._transcript.response.finish_reason)
             return self._meter.usage
@@ -388,7 +403,7 @@ class CancellableStream(Generic[ChunkT]):
         return response
 
 
-def _in_lane(lane: BlockingLane, stream: Iterator[Any]) -> Iterator[Any]:
+def _in_lane(lane: BlockingLane, stream: Iterator[Any], life: Life) -> Iterator[Any]:
     """`MORE` for each read that has events in it, and then what the SDK makes of the rest."""
     failure: Exception | None = None
     try:
@@ -399,6 +414,8 @@ def _in_lane(lane: BlockingLane, stream: Iterator[Any]) -> Iterator[Any]:
             if lane.stopped:
                 break
     except Exception as error:  # noqa: BLE001 - the SDK raises it again, in its own words
+        if life.state is not State.LIVE:
+            return  # what our cutting made of it
         failure = error
     lane.hand_over(failure)
     yield from stream
