@@ -9,6 +9,8 @@ The server is in a process of its own and has fallen silent; both clocks are the
 each trial the next request has to be answered whole, on a client with room for one connection.
 
     python benchmarks/sync_cancel.py [--trials 200]
+
+The exit status is 1 if a goal was missed.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import argparse
 import multiprocessing
 import socket
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +38,8 @@ SILENT = Answer(Text(*["word "] * PIECES, Silence()))
 WHOLE = Answer(Text(*["word "] * PIECES))
 BLOCKED = 0.005
 """Seconds in which a reader that has the last piece comes to wait for the next one."""
+GOAL = 3.0
+"""At most so many times what `socket.shutdown` takes, by the median."""
 
 
 def serve(pipe: Connection) -> None:
@@ -116,11 +121,12 @@ def measure(trials: int) -> tuple[dict[str, list[tuple[float, float]]], dict[str
     return times, answered
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--trials", type=int, default=200)
     trials = parser.parse_args().trials
     times, answered = measure(trials)
+    missed = answered["cancel()"] < trials
     for number, until in enumerate(("the reader's end", "the server's notice")):
         print(f"\n{trials} trials: call to {until}, ms")
         print(f"{'':<18}{'p50':>8}{'p95':>8}{'max':>8}{'p50 / socket.shutdown':>24}")
@@ -128,11 +134,16 @@ def main() -> None:
         for name, pairs in times.items():
             values = [each[number] for each in pairs]
             p50, p95 = statistics.median(values), statistics.quantiles(values, n=20)[-1]
-            print(f"{name:<18}{p50:>8.2f}{p95:>8.2f}{max(values):>8.2f}{p50 / base:>24.2f}")
+            verdict = (
+                "" if name == "socket.shutdown" else f"  at most {GOAL}: {'ok' if p50 <= GOAL * base else 'MISSED'}"
+            )
+            missed = missed or "MISSED" in verdict
+            print(f"{name:<18}{p50:>8.2f}{p95:>8.2f}{max(values):>8.2f}{p50 / base:>24.2f}{verdict}")
     print()
     for name, number in answered.items():
         print(f"next requests after {name}: {number} of {trials} answered whole")
+    return missed
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,12 +5,13 @@ ratio of the two, round by round, so what else the machine does strikes both. Th
 memory, with one wait before each read (`_text_ways.py`); on a socket a read costs more, for every way alike.
 
 1. A read for each event, which is the worst case, and 16 events in a read, as from a provider that is ahead of its
-   reader. Chat completions, and text through the Responses API, each beside its own raw stream.
+   reader. Chat completions, and text through the Responses API, each beside its own raw stream. Then a short answer,
+   where opening and closing are a part of it.
 2. Flat: a chunk of 5,000, of 20,000 and of 80,000, `delta=True` and `delta=False`.
 3. `--peers`: other libraries, each in an environment of its own, made by uv (or venv) on the fly; one that cannot be
    installed says so in its row. They do more with a stream than to hand out its text: agents, callbacks, traces.
 
-    python benchmarks/text_stream.py [--rounds 25] [--peers] [--environments DIR]
+    python benchmarks/text_stream.py [--rounds 9] [--peers] [--environments DIR]
 
 The exit status is 1 if a goal was missed.
 """
@@ -47,7 +48,9 @@ PEERS = {
     "litellm": "litellm",
     "strands-agents": "strands-agents[openai]",
 }
-CHUNKS = 2_000  # short rounds, and many: a slow moment then strikes both of a ratio
+CHUNKS = 20_000  # so many that what a stream costs by itself, 2 to 3 ms in every way, does not show
+SHORT = 500
+PEER_CHUNKS = 5_000  # some take half a second for a thousand
 SIZES = (5_000, 20_000, 80_000)
 FLAT = 1.2
 
@@ -73,9 +76,16 @@ def run(python: str, name: str, *options: object) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def measure(name: str, *options: str, rounds: int, python: str = sys.executable, in_a_read: int = 1) -> Measured:
-    found = run(python, name, *options, "--chunks", CHUNKS, "--in-a-read", in_a_read, "--rounds", rounds)
-    way, raw = found["times"][f"{name} {CHUNKS}"], found["times"][f"raw {CHUNKS}"]
+def measure(
+    name: str,
+    *options: str,
+    rounds: int,
+    python: str = sys.executable,
+    in_a_read: int = 1,
+    chunks: int = CHUNKS,
+) -> Measured:
+    found = run(python, name, *options, "--chunks", chunks, "--in-a-read", in_a_read, "--rounds", rounds)
+    way, raw = found["times"][f"{name} {chunks}"], found["times"][f"raw {chunks}"]
     ratio = statistics.median(a / b for a, b in zip(way, raw, strict=True))
     return Measured(found["versions"], statistics.median(way), statistics.median(raw), ratio)
 
@@ -102,12 +112,15 @@ def ours(rounds: int) -> None:
         answer = measure("delta", "--responses", rounds=rounds, in_a_read=in_a_read)
         row("the same of a Responses stream, beside its raw one", answer)
         print(f"    stream_text(delta=True), less what reading the bytes takes: {above:.3f} of the raw stream")
+    head(f"a short answer: {SHORT} chunks, 1 in a read")
+    for name, what in OURS.items():
+        row(what, measure(name, rounds=rounds * 5, chunks=SHORT))
 
 
 def flat(rounds: int) -> None:
     print("flat: us a chunk of 5,000, 20,000 and 80,000 chunks, 16 in a read")
     for name in ("delta", "whole"):
-        times = run(sys.executable, name, "--chunks", *SIZES, "--in-a-read", 16, "--rounds", max(3, rounds // 5))[
+        times = run(sys.executable, name, "--chunks", *SIZES, "--in-a-read", 16, "--rounds", max(3, rounds // 3))[
             "times"
         ]
         of = [times[f"{name} {size}"] for size in SIZES]
@@ -141,11 +154,12 @@ def environment(name: str, package: str, folder: Path) -> str:
 
 
 def peers(rounds: int, folder: Path) -> None:
-    head(f"peers: {CHUNKS:,} chunks, 1 in a read; each beside the raw stream of the openai that it runs on")
-    row(OURS["delta"], measure("delta", rounds=rounds))
+    head(f"peers: {PEER_CHUNKS:,} chunks, 1 in a read; each beside the raw stream of the openai that it runs on")
+    row(OURS["delta"], measure("delta", rounds=rounds, chunks=PEER_CHUNKS))
     for name, package in PEERS.items():
         try:
-            found = measure(name, rounds=max(5, rounds // 2), python=environment(name, package, folder))
+            python = environment(name, package, folder)
+            found = measure(name, rounds=max(3, rounds // 2), python=python, chunks=PEER_CHUNKS)
         except subprocess.CalledProcessError as error:
             last = (error.stderr.strip().splitlines() or ["?"])[-1]
             print(f"    {name:<50} cannot be installed, or fails: {last}")
@@ -155,7 +169,7 @@ def peers(rounds: int, folder: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--environments", type=Path, help="keep the peers' environments here")
     arguments = parser.parse_args()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,11 +15,12 @@ from cancelstream._openai import _transcript
 from cancelstream._openai._alike import recogniser
 from cancelstream._openai._pieces import CHAT, RESPONSES
 from cancelstream._response import CancellableStreamedResponse
-from cancelstream._sse import decoded
+from cancelstream._sse import EventDecoder, decoded
 
 from .support import LAST, Sent, chat, delta, stream_of
 
 Known = Callable[[bytes], str | None]
+"""The text of an event that is read by itself, `None` if it is not known."""
 
 
 def event(text: Any, *, separators: tuple[str, str] = (",", ":"), name: str = "content", **fields: Any) -> bytes:
@@ -43,7 +45,19 @@ def made_of(before: bytes, after: bytes) -> Known | None:
     follows = grammar.follows(piece, decoded(before))
     text = follows(decoded(after))
     assert text is not None, "these two do not even carry on"
-    return recogniser(before, after, text, decoded, follows)
+    found = recogniser(before, after, text, decoded, follows)
+    return None if found is None else partial(known_by, found)
+
+
+def known_by(found: Callable[[EventDecoder], str | None], one: bytes) -> str | None:
+    """What it finds in this event, between two others; that it steps over it then, and otherwise stays."""
+    events = EventDecoder()
+    events.feed(b"data: {}\n\n" + one + b"\n\ndata: {}\n\n")
+    assert events.take() is not None
+    at = events.at
+    text = found(events)
+    assert events.at == (at if text is None else at + len(one) + 2)
+    return text
 
 
 PADDED = made_of(event(" a", obfuscation="kBz3"), event(" few", obfuscation="kQ"))
@@ -248,11 +262,33 @@ async def test_a_plain_answer_is_hardly_parsed(monkeypatch: pytest.MonkeyPatch) 
         pieces: list[str] = []
         reading = response.stream_text(delta=True)
         pieces.append(await anext(reading))
-        lane = response._lane
-        decode = lane.decode
-        monkeypatch.setattr(lane, "decode", lambda event: parsed.append(event) or decode(event))
+        decode = EventDecoder.decode
+        monkeypatch.setattr(EventDecoder, "decode", lambda self, event: parsed.append(event) or decode(self, event))
         pieces += [piece async for piece in reading]
     assert pieces == words
     assert response.get().text == "".join(words)
     assert response.usage.output.low >= 1000
     assert len(parsed) <= 8
+
+
+LINE_ENDS = {
+    "LF": ["\n\n"] * 9,
+    "a CRLF on the way": ["\n\n"] * 5 + ["\r\n\r\n"] + ["\n\n"] * 3,
+    "CRLF from then on": ["\n\n"] * 5 + ["\r\n\r\n"] * 4,
+    "more blank lines": ["\n\n"] * 4 + ["\n\n\n", "\n\n\n\n"] + ["\n\n"] * 3,
+}
+
+
+@pytest.mark.parametrize("name", LINE_ENDS)
+async def test_known_events_may_be_cut_anywhere(name: str) -> None:
+    """Whatever a read begins and ends with, and whatever ends a line, the same text is found."""
+    words = [" some", " words", " of", " a", " longer", " text", "\n", "that", " flows"]
+    events = [event(word, obfuscation="kBz3"[n % 3 :]) for n, word in enumerate(words)]
+    parts = [one + end.encode() for one, end in zip(events, LINE_ENDS[name], strict=True)]
+    data = b"".join(parts)
+    first = len(b"".join(parts[:4]))
+    cuts = range(first, first + len(parts[4]) + len(parts[5]))
+    for reads in (*([data[:cut], data[cut:]] for cut in cuts), [data[at : at + 1] for at in range(len(data))]):
+        async with CancellableStreamedResponse.from_openai(await stream_of(reads)) as response:
+            assert [piece async for piece in response.stream_text(delta=True)] == words
+        assert response.get().text == "".join(words)

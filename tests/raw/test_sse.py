@@ -45,11 +45,11 @@ async def by_lane(reads: Iterable[bytes], **kwargs: Any) -> tuple[Outcome, int]:
     failure: Exception | None = None
     try:
         async for data in lane.reads():
-            lane.feed(data)
-            decoded = [lane.build(chunk) for chunk in lane.rest()]
+            lane.events.feed(data)
+            decoded = [lane.build(chunk) for chunk in lane.events.rest()]
             fast += len(decoded)
             chunks += decoded
-            if lane.stopped:
+            if lane.events.stopped:
                 break
     except Exception as error:
         failure = error
@@ -323,7 +323,7 @@ async def test_nothing_is_decoded_after_it_has_stopped() -> None:
     assert len(list(decoder.rest())) == 1
     assert decoder.stopped
     decoder.feed(HI)
-    assert not decoder.events
+    assert not decoder.more
     assert decoder.flush() == b"data: [DONE]\n\n" + HI + HI
 
 

@@ -21,9 +21,12 @@ from typing import Any, Final
 
 from pydantic_ai.profiles import DEFAULT_THINKING_TAGS
 
-__all__ = ("recogniser",)
+from .._sse import EventDecoder
+
+__all__ = ("Known", "recogniser")
 
 Accepts = Callable[[bytes], bool]
+Known = Callable[[EventDecoder], str | None]
 
 _TOKENS: Final = re.compile(rb'"[^"]*"|\d+|[^"\d]+')
 """Of JSON without a backslash: its strings, the digits of its numbers, and all that is in between."""
@@ -36,10 +39,10 @@ _NUMBER: Final = b"987654321987"
 
 def recogniser(
     before: bytes, event: bytes, text: str, decode: Callable[[bytes], Any], follows: Callable[[Any], str | None]
-) -> Callable[[bytes], str | None] | None:
-    """What finds the text of further events that are like these two, `None` if the two are not alike.
+) -> Known | None:
+    """What finds the text of a next event that is like these two, and steps over it; `None` if the two are not alike.
 
-    It returns `None` for every event that it does not know.
+    It returns `None`, and takes no step, for every event that it does not know.
 
     Args:
         before: An event without a backslash.
@@ -72,34 +75,36 @@ def recogniser(
     return _comparing(literals, places) if is_sure else None
 
 
-def _comparing(literals: Sequence[bytes], places: Sequence[Accepts | None]) -> Callable[[bytes], str | None]:
+def _comparing(literals: Sequence[bytes], places: Sequence[Accepts | None]) -> Known:
     """What takes an event of these literals, with what each place between two of them accepts; `None` is the text's."""
     lead = literals[0]
     start = len(lead)
-    following = [(accepts, then, len(then)) for accepts, then in zip(places, literals[1:], strict=True)]
+    ends = [*literals[1:-1], literals[-1] + b"\n\n"]
+    # Nothing that a place accepts holds what the literal after it begins with: that is where it ends.
+    following = [(accepts, then[:1], then, len(then)) for accepts, then in zip(places, ends, strict=True)]
 
-    def text_of(event: bytes) -> str | None:
-        if not event.startswith(lead):
+    def text_of(events: EventDecoder) -> str | None:
+        block, at = events.block, events.at
+        if not block.startswith(lead, at):
             return None
-        at, words = start, b""
-        for accepts, then, length in following:
-            end = event.find(then, at)
-            value = event[at:end]
-            at = end + length
-            if end < 0:
+        at += start
+        words = b""
+        for accepts, stop, then, length in following:
+            end = block.find(stop, at)
+            if end < 0 or not block.startswith(then, end):
                 return None
             if accepts is None:
-                words = value
-            elif not accepts(value):
+                words = block[at:end]
+            elif not accepts(block[at:end]):
                 return None
-        if at != len(event):
-            return None
+            at = end + length
         try:
             text = words.decode()
         except UnicodeDecodeError:
             return None
-        if not text or not text.isprintable() or '"' in text or "\\" in text or text in DEFAULT_THINKING_TAGS:
+        if not text or not text.isprintable() or "\\" in text or text in DEFAULT_THINKING_TAGS:
             return None
+        events.at = at
         return text
 
     return text_of

@@ -22,14 +22,14 @@ from .._sse import EventDecoder
 __all__ = ("MORE", "BlockingLane", "FastLane")
 
 MORE: Final[Any] = object()
-"""Pulled instead of a chunk: the lane has events."""
+"""Pulled instead of a chunk: the lane has read something."""
 
 
 class _Lane:
     """Reads a stream that nothing was read from yet.
 
-    `reads()` is iterated and each read given to `feed()`, and each of the `events` to `decode()`, until `stopped`; then
-    `hand_over()`, and the SDK goes on.
+    `reads()` is iterated and each read given to `events`, until that has `stopped`; then `hand_over()`, and the SDK
+    goes on.
 
     Args:
         stream: The stream.
@@ -42,12 +42,8 @@ class _Lane:
         self._stream = stream
         self._build = build
         self._reads: Any
-        self._decoder = EventDecoder()
-        self.events = self._decoder.events
-        """What was read and not decoded."""
-        self.feed = self._decoder.feed
-        self.decode = self._decoder.decode
-        self.rest = self._decoder.rest
+        self.events = EventDecoder()
+        """What was read."""
 
     @classmethod
     def of(cls, stream: Any) -> Self | None:
@@ -76,18 +72,13 @@ class _Lane:
         # Without an encoding there is nothing to decode, and looking for it takes half of the time.
         return bool(self._stream.response.headers.get("content-encoding", "identity") != "identity")
 
-    @property
-    def stopped(self) -> bool:
-        """Whether the rest is for the SDK."""
-        return self._decoder.stopped
-
     def hand_over(self, failure: Exception | None = None) -> None:
         """Leave the rest to the SDK: iterating the stream goes on from there.
 
         Args:
             failure: What reading ended in, to be raised in the SDK's words.
         """
-        self._stream.response = _Remainder(self._stream.response, self._decoder, self._reads, failure)
+        self._stream.response = _Remainder(self._stream.response, self.events, self._reads, failure)
 
 
 class FastLane(_Lane):
@@ -119,9 +110,9 @@ class BlockingLane(_Lane):
 class _Remainder:
     """A response whose bytes begin where the fast lane ended; everything else is the response's own."""
 
-    def __init__(self, response: Any, decoder: EventDecoder, reads: Any, failure: Exception | None) -> None:
+    def __init__(self, response: Any, events: EventDecoder, reads: Any, failure: Exception | None) -> None:
         self._response = response
-        self._decoder = decoder
+        self._events = events
         self._reads = reads
         self._failure = failure
 
@@ -129,15 +120,15 @@ class _Remainder:
         return getattr(self._response, name)
 
     async def aiter_bytes(self) -> AsyncIterator[bytes]:
-        yield self._decoder.flush()
+        yield self._events.flush()
         if self._failure is not None:
             raise self._failure
         async for data in self._reads:
-            yield self._decoder.newlines(data)
+            yield self._events.newlines(data)
 
     def iter_bytes(self) -> Iterator[bytes]:
-        yield self._decoder.flush()
+        yield self._events.flush()
         if self._failure is not None:
             raise self._failure
         for data in self._reads:
-            yield self._decoder.newlines(data)
+            yield self._events.newlines(data)

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import compress
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from pydantic_ai.messages import ModelResponseStreamEvent, PartDeltaEvent, PartStartEvent, TextPart, TextPartDelta
 from pydantic_ai.profiles import DEFAULT_THINKING_TAGS
 
-from .._sse import decoded
+from .._sse import EventDecoder, decoded
 from .._usage import Meter
-from ._alike import recogniser
+from ._alike import Known, recogniser
 from ._mapping import Mapping
 from ._pieces import Grammar, Piece, fields_of
 
@@ -46,13 +46,14 @@ class Transcript:
         self._meter = meter
         self._build = build
         self._choice: object = None
-        # The run of pieces that is going on: how it began, what has come since, and the chunk it came last in.
+        # The run of pieces that is going on: how it began, what has come since, and the chunk it came last in, or the
+        # block and the place in it where that is.
         self._run: Piece | None = None
         self._template: Any = None
         self._pieces: list[str] = []
-        self._last: object = None
+        self._last: Any = None
         self._next: Callable[[Any], str | None] = _nothing
-        self._known: Callable[[bytes], str | None] = _nothing
+        self._known: Known = _nothing
         self._event: bytes | None = None
         self._tries = TRIES
         self._count: Callable[[str], object] = len
@@ -63,14 +64,15 @@ class Transcript:
         """pydantic-ai's response; it holds what was mapped, and all that was taken after `flush()`."""
         return self._mapping.response
 
-    def known(self, event: bytes) -> str | None:
-        """Take an event that needs no decoding, being like others that carried on; return what `text()` does."""
-        text = self._known(event)
+    def known(self, events: EventDecoder) -> str | None:
+        """Take the next event if it needs no decoding, being like others that carried on; return what `text()` does."""
+        at = events.at
+        text = self._known(events)
         if text is None:
             return None
         self._count(text)
         self._pieces.append(text)
-        self._last = event
+        self._last = (events.block, at)
         return text if self._is_text else ""
 
     def text(self, chunk: Any, event: bytes | None = None) -> str | None:
@@ -155,7 +157,9 @@ class Transcript:
         self._pieces = []
         text = "".join(pieces)
         last = self._last
-        last = decoded(last) if isinstance(last, bytes) else last
+        if isinstance(last, tuple):
+            block, at = cast("tuple[bytes, int]", last)
+            last = decoded(block[at : block.index(b"\n\n", at)])
         # Pieces that are no tag may make one in a row, and would then be taken for it.
         for part in [pieces[0], text[len(pieces[0]) :]] if text in DEFAULT_THINKING_TAGS else [text]:
             self._mapping.feed(self._grammar.joined(self._template, run, part, last))

@@ -163,7 +163,9 @@ class Pull:
             Interrupted: It ended because of `interrupt()`.
             CancelledError: Somebody else cancelled the task, or the source itself raised it.
         """
-        task: Any = current_task()
+        # Asked for by its loop, for without one Python 3.11 asks the kernel which process this is.
+        loop = waits_on.get_loop() if waits_on is not None and waits_on.__class__ is Future else None
+        task: Any = current_task(loop) or current_task()
         self.task = task
         self._floor = task.cancelling()
         try:

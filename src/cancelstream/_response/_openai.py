@@ -27,6 +27,7 @@ from pydantic_ai.models import ModelRequestParameters, StreamedResponse
 
 from .. import _openai
 from .._openai import MORE, Asked, FastLane, Growing, Transcript, text_of
+from .._sse import EventDecoder
 from .._state import Event, State
 from .._usage import Meter
 from ._response import LEAVE_TIMEOUT, CancellableStreamedResponse
@@ -52,8 +53,8 @@ class OpenAIResponse(CancellableStreamedResponse):
         self._create: Callable[[], Any] | None = None
         self._request: Mapping[str, Any] | None = None
         self._transcript: Transcript | None = None
-        self._events: deque[bytes] = deque()
-        """What was read on the fast lane and was not handed out yet."""
+        self._events = EventDecoder()
+        """What was read on the fast lane."""
         self._rest: deque[ModelResponseStreamEvent] = deque()
         """The events that follow from the end of the stream."""
         self._cancelling_job: asyncio.Task[None] | None = None
@@ -115,18 +116,19 @@ class OpenAIResponse(CancellableStreamedResponse):
     # --- reading ----------------------------------------------------------------------------------------------
 
     async def _read(self) -> AsyncIterator[Any]:
-        """`MORE` for each read on the fast lane that has events in it, and then the SDK's chunks."""
+        """`MORE` for each read on the fast lane, and then the SDK's chunks."""
         await self.open()
         lane = self._lane
         if lane is not None:
             failure: Exception | None = None
             try:
+                events = lane.events
                 async for data in lane.reads():
-                    lane.feed(data)
-                    if lane.events:
+                    events.feed(data)
+                    if self._first_chunk_monotonic is None:
                         self._note_first_chunk()
-                        yield MORE
-                    if lane.stopped:
+                    yield MORE
+                    if events.stopped:
                         break
             except Exception as error:  # noqa: BLE001 - the SDK raises it again, in its own words
                 failure = error
@@ -152,21 +154,21 @@ class OpenAIResponse(CancellableStreamedResponse):
             delta: Whether to yield each piece by itself, or the whole text so far (the default).
         """
         reading, growing = _Chunks(self), Growing()
+        stream, pull = self._pull, self._pull._pull
         while True:
             # What `reading.next()` does, written out: this is what happens for every token.
-            lane: Any = self._lane
-            transcript: Any = self._transcript
-            events = self._events  # none unless there are both
-            while events and not self._pull._pull.stopping:
-                event = events.popleft()
-                piece = transcript.known(event)
+            events = self._events
+            transcript: Any = self._transcript  # there is one if there are events
+            while events.at < len(events.block) and not pull.stopping:
+                piece = transcript.known(events)
                 if piece is None:
-                    chunk = lane.decode(event)
+                    event = events.take()
+                    chunk = None if event is None else events.decode(event)
                     piece = "" if chunk is None else self._text(chunk, event)
                 if piece:
                     yield piece if delta else growing.add(piece)
             try:
-                chunk = await self._pull.__anext__()
+                chunk = await stream.__anext__()
             except BaseException as error:
                 await reading.ended(error)
                 if isinstance(error, StopAsyncIteration):
@@ -247,8 +249,7 @@ class OpenAIResponse(CancellableStreamedResponse):
         if self._is_settled:
             return
         self._is_settled = True
-        if self._lane is not None:
-            self._meter.late(self._lane.rest())
+        self._meter.late(self._events.rest())
         self._meter.late(chunk for chunk in self._pull._late if chunk is not MORE)
         if self._pull._lost:
             self._meter.lost()
@@ -293,9 +294,8 @@ class _Chunks(Pulled):
         """The next chunk: decoded on the fast lane, or as the SDK has it."""
         response = cast("OpenAIResponse", self._response)
         while True:
-            if response._events and not response._pull._pull.stopping:
-                chunk = cast("FastLane", response._lane).decode(response._events.popleft())
-                if chunk is not None:
+            if response._events.more and not response._pull._pull.stopping:
+                if (chunk := response._events.next()) is not None:
                     return chunk
             elif (chunk := await self.pull()) is not MORE:
                 return chunk

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar, cast
+from typing import Any, Final, Generic, Self, TypeVar
 
 import openai
 from pydantic_ai.messages import ModelResponse, ModelResponseStreamEvent
@@ -33,6 +33,7 @@ from pydantic_ai.messages import ModelResponse, ModelResponseStreamEvent
 from .. import _openai, _transport
 from .._history import mark_interrupted
 from .._openai import MORE, BlockingLane, Growing, Transcript, text_of
+from .._sse import EventDecoder
 from .._state import Event, Life, State, checked_reason
 from .._usage import Meter, ResponseUsage
 from ._grip import Grip
@@ -93,11 +94,13 @@ class CancellableStream(Generic[ChunkT]):
         build = self._lane.build if self._lane is not None else dict  # not asked: no chunk is a `dict` then
         self._transcript = Transcript(mapping, grammar, self._meter, build)
         self._life = Life()
-        self._source: Iterator[Any] = stream if self._lane is None else _in_lane(self._lane, stream, self._life)
-        self._events: deque[bytes] = deque() if self._lane is None else self._lane.events
-        """What was read on the fast lane and was not handed out yet."""
-        self._turn = threading.Lock()
         self._account = threading.RLock()
+        self._source: Iterator[Any] = (
+            stream if self._lane is None else _in_lane(self._lane, stream, self._life, self._account)
+        )
+        self._events = EventDecoder() if self._lane is None else self._lane.events
+        """What was read on the fast lane."""
+        self._turn = threading.Lock()
         self._rest: deque[ModelResponseStreamEvent] = deque()
         """The events that follow from the end of the stream."""
         self._mapped: Iterator[ModelResponseStreamEvent] = iter(())
@@ -146,12 +149,10 @@ class CancellableStream(Generic[ChunkT]):
     def _text_in_lane(self) -> str:
         """The answer's text in the next event of the fast lane."""
         with self._account:
-            if not self._events:
-                return ""
-            event = self._events.popleft()
-            if (text := self._transcript.known(event)) is not None:
+            if (text := self._transcript.known(self._events)) is not None:
                 return text
-            chunk = cast("BlockingLane", self._lane).decode(event)
+            event = self._events.take()
+            chunk = None if event is None else self._events.decode(event)
             return "" if chunk is None else self._text(chunk, event)
 
     def _text(self, chunk: Any, event: bytes | None = None) -> str:
@@ -183,7 +184,7 @@ class CancellableStream(Generic[ChunkT]):
         """The next chunk: decoded on the fast lane, or as the SDK has it; `_END` at the end, whichever end it is."""
         while (chunk := self._next()) is MORE:
             with self._account:
-                decoded = cast("BlockingLane", self._lane).decode(self._events.popleft()) if self._events else None
+                decoded = self._events.next()
             if decoded is not None:
                 return decoded
         return chunk
@@ -194,7 +195,7 @@ class CancellableStream(Generic[ChunkT]):
         Raises:
             RuntimeError: Another thread is reading.
         """
-        if self._events and self._life.state is State.LIVE:
+        if self._events.more and self._life.state is State.LIVE:
             return MORE
         if self._is_over:
             return _END
@@ -340,22 +341,20 @@ class CancellableStream(Generic[ChunkT]):
         """Count what had arrived and was not handed out."""
         if not self._grip.was_cut:
             self._grip.cut()
-        late: list[Any] = []
-        if not self._grip.was_cut and not self._response.is_closed:
-            # To read on would be to wait.
-            _transport.tell_blocking(self._response)
-            self._meter.lost()
-        else:
-            try:
-                while len(self._events) + len(late) < LATE_LIMIT:
-                    chunk = next(self._source)
-                    late += [] if chunk is MORE else [chunk]
-                self._meter.lost()
-            except (StopIteration, Exception) as end:  # noqa: BLE001
-                _logger.debug("%d chunks had arrived: %r", len(self._events) + len(late), end)
         with self._account:
-            if self._lane is not None:
-                self._meter.late(self._lane.rest())
+            late: list[Any] = [*self._events.rest()]
+            if not self._grip.was_cut and not self._response.is_closed:
+                # To read on would be to wait.
+                _transport.tell_blocking(self._response)
+                self._meter.lost()
+            else:
+                try:
+                    while len(late) < LATE_LIMIT:
+                        chunk = next(self._source)
+                        late += self._events.rest() if chunk is MORE else [chunk]
+                    self._meter.lost()
+                except (StopIteration, Exception) as end:  # noqa: BLE001
+                    _logger.debug("%d chunks had arrived: %r", len(late), end)
             self._meter.late(late)
 
     def _cancel_job(self, response_id: str) -> None:
@@ -379,8 +378,9 @@ class CancellableStream(Generic[ChunkT]):
 
     @property
     def usage(self) -> ResponseUsage:
-        """What arrived so far, in tokens, with bounds; one object, brought up to date here, and final when it is closed.
+        """What arrived so far, in tokens, with bounds; one object, brought up to date when it is asked for.
 
+        It is final once the stream is closed, as it is when its context is left, or asked for after the end.
         Calling it, `usage()`, returns it too.
         """
         self._settle()
@@ -403,15 +403,15 @@ class CancellableStream(Generic[ChunkT]):
         return response
 
 
-def _in_lane(lane: BlockingLane, stream: Iterator[Any], life: Life) -> Iterator[Any]:
-    """`MORE` for each read that has events in it, and then what the SDK makes of the rest."""
-    failure: Exception | None = None
+def _in_lane(lane: BlockingLane, stream: Iterator[Any], life: Life, account: threading.RLock) -> Iterator[Any]:
+    """`MORE` for each read, and then what the SDK makes of the rest."""
+    events, failure = lane.events, None
     try:
         for data in lane.reads():
-            lane.feed(data)
-            if lane.events:
-                yield MORE
-            if lane.stopped:
+            with account:
+                events.feed(data)
+            yield MORE
+            if events.stopped:
                 break
     except Exception as error:  # noqa: BLE001 - the SDK raises it again, in its own words
         if life.state is not State.LIVE:
