@@ -245,6 +245,12 @@ class TestOtherLoops:
         factory = loop.get_task_factory()
         loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined, unused-ignore]
         try:
+            probe = asyncio.sleep(0)
+            try:
+                await asyncio.create_task(probe)
+            except TypeError:
+                probe.close()
+                pytest.skip("newer versions of uvloop hand this factory what it takes from Python 3.14 on")
             wire = make_wire("httpx2", SILENT, SILENT)
             stream, reader = await reading(wire)
             stream.cancel()

@@ -25,6 +25,23 @@ MakeWire = Callable[..., Wire]
 on_every_h1 = pytest.mark.parametrize("wire", H1, indirect=True)
 
 
+class Telling:
+    """A lock that tells when somebody comes who waits for it, or when somebody went who does not."""
+
+    def __init__(self, lock: Any, came: threading.Event) -> None:
+        self._lock, self._came = lock, came
+
+    def acquire(self, *, timeout: float) -> bool:
+        if timeout:
+            self._came.set()
+        got: bool = self._lock.acquire(timeout=timeout)
+        self._came.set()
+        return got
+
+    def release(self) -> None:
+        self._lock.release()
+
+
 def read_three(stream: CancellableStream[Any]) -> Any:
     """Read what there is of a server that falls silent; what it returns would wait."""
     texts = stream.stream_text(delta=True)
@@ -343,6 +360,28 @@ class TestThePool:
         monkeypatch.undo()
         wire.serves()
         assert wire.server.connections == 2, "the next request had a connection of its own"
+
+    def test_a_cut_under_way_is_waited_for(self, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A reader that is cancelled while the socket is being shut waits for that, and reads what is left."""
+        shut, came = threading.Event(), threading.Event()
+        shutdown = _transport.shutdown
+
+        def slowly(response: Any) -> bool:
+            done = shutdown(response)
+            shut.set()
+            assert came.wait(LIMIT)
+            return done
+
+        with wire.open() as stream:
+            read_three(stream)
+            monkeypatch.setattr(_transport, "shutdown", slowly)
+            cancelling = Running(lambda: stream.cancel("early"))
+            assert shut.wait(LIMIT)
+            lock = stream._grip._lock
+            stream._grip._lock = Telling(lock, came)
+            assert [*stream] == []
+            cancelling.result()
+        assert stream.usage.output.high is not None, "what had arrived was not looked at"
 
     def test_a_pool_that_is_not_known(self) -> None:
         """Where the way to a connection has moved, its pool's own look at the socket is all there is."""

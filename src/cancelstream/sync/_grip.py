@@ -5,7 +5,8 @@ may serve somebody else's request by then. So both sides take one lock: whoever 
 and the reader takes it before it lets go of the connection, which it does in one place, `response.close()`.
 
 Whoever cuts only tries the lock, and gives up if it is taken: then the response is being closed, or cut, already. So a
-signal handler, which runs in the middle of its own thread, never waits for itself.
+signal handler, which runs in the middle of its own thread, never waits for itself. The reader, who wants to know what
+came of it, waits.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .. import _transport
 __all__ = ("Grip",)
 
 PATIENCE: Final = 1.0
-"""Seconds that closing waits for a cut, which takes microseconds: an exception in a signal handler may have ended it
+"""Seconds that the reader waits for a cut, which takes microseconds: an exception in a signal handler may have ended it
 between taking the lock and giving it back."""
 
 
@@ -40,9 +41,13 @@ class Grip:
         # Everything that ends a response ends here: its last byte, an error, the SDK, whoever closes it by hand.
         response.close = self._close
 
-    def cut(self) -> None:
-        """Shut the socket, if the response has not ended and is not HTTP/2; any thread, any signal handler."""
-        if self._lock.acquire(blocking=False):
+    def cut(self, *, wait: bool = False) -> None:
+        """Shut the socket, if the response has not ended and is not HTTP/2; any thread, any signal handler.
+
+        Args:
+            wait: Whether to wait for a cut that is under way, and so to know what came of it.
+        """
+        if self._lock.acquire(timeout=PATIENCE if wait else 0):
             try:
                 if not self._free:
                     self.was_cut = _transport.shutdown(self._response) or self.was_cut

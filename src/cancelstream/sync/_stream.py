@@ -340,7 +340,7 @@ class CancellableStream(Generic[ChunkT]):
     def _count_late(self) -> None:
         """Count what had arrived and was not handed out."""
         if not self._grip.was_cut:
-            self._grip.cut()
+            self._grip.cut(wait=True)  # whoever cancelled may be in the middle of it
         with self._account:
             late: list[Any] = [*self._events.rest()]
             if not self._grip.was_cut and not self._response.is_closed:
