@@ -220,6 +220,7 @@ async def test_inside_its_own_pull_nothing_waits_for_itself(suspends: bool) -> N
 async def test_a_forgotten_stream_is_closed_and_says_where_it_was_made() -> None:
     """A stream that was dropped without a close is closed, and warns with its place in debug mode."""
     source = Source(1, 2)
+    asyncio.get_running_loop().set_debug(True)
     streams = [PeekableAsyncStream(source)]
     assert await anext(streams[0]) == 1
     with pytest.warns(ResourceWarning, match=r"made at .*test_peekable\.py:\d+, in test_a_forgotten"):
