@@ -72,7 +72,6 @@ class CancellableStream(Generic[ChunkT]):
     """
 
     _is_over = True  # nothing to close until we are sure of the stream
-    _to_settle = False
 
     def __init__(self, stream: openai.Stream[ChunkT], request: Mapping[str, Any] | None = None) -> None:
         _openai.check_stream(stream, openai.Stream)
@@ -265,7 +264,6 @@ class CancellableStream(Generic[ChunkT]):
         While another thread reads, that thread closes it, at once.
         """
         self._leave()
-        self._settle()
         if self._cancelling_job is not None:
             self._cancelling_job.join(LEAVE_TIMEOUT)
 
@@ -285,8 +283,6 @@ class CancellableStream(Generic[ChunkT]):
 
     def __del__(self) -> None:
         if self._is_over:
-            if self._to_settle:
-                self._settle()  # a message of it that somebody holds has the record
             return
         if self._life.state is State.LIVE:
             warnings.warn(
@@ -308,7 +304,7 @@ class CancellableStream(Generic[ChunkT]):
             self._turn.release()
 
     def _finish(self) -> None:
-        """Count what had arrived, and close; once, in whoever has the turn."""
+        """Count what had arrived, close, and settle; once, in whoever has the turn."""
         self._is_over = True
         state = self._life.state
         if state in (State.INTERRUPTED, State.LEFT):
@@ -316,26 +312,16 @@ class CancellableStream(Generic[ChunkT]):
         # Closing is best effort: the connection is let go of whatever it raises.
         with suppress(Exception):
             self._stream.close()
-        self._to_settle = True
-        # A reader that was cancelled is to be free at once: what it cost is worked out by whoever asks, or closes.
-        if state is not State.INTERRUPTED:
-            self._settle()
         response = self._transcript.response
+        with self._account:
+            self._meter.settle(ended=state is State.COMPLETE, finish_reason=response.finish_reason)
+            self._record.update(self._meter.usage.record())
         details: dict[str, Any] = response.provider_details or {}
         if state is State.INTERRUPTED and details.get("background") and response.provider_response_id:
             self._cancelling_job = threading.Thread(
                 target=self._cancel_job, args=(response.provider_response_id,), name="cancelstream-job", daemon=True
             )
             self._cancelling_job.start()
-
-    def _settle(self) -> None:
-        """Bring the usage to its final state, once everything is counted; idempotent."""
-        with self._account:
-            if self._to_settle:
-                self._to_settle = False
-                ended, finish_reason = self._life.state is State.COMPLETE, self._transcript.response.finish_reason
-                self._meter.settle(ended=ended, finish_reason=finish_reason)
-                self._record.update(self._meter.usage.record())
 
     def _count_late(self) -> None:
         """Count what had arrived and was not handed out."""
@@ -378,12 +364,10 @@ class CancellableStream(Generic[ChunkT]):
 
     @property
     def usage(self) -> ResponseUsage:
-        """What arrived so far, in tokens, with bounds; one object, brought up to date when it is asked for.
+        """What arrived so far, in tokens, with bounds; one object, final once the stream has ended.
 
-        It is final once the stream is closed, as it is when its context is left, or asked for after the end.
         Calling it, `usage()`, returns it too.
         """
-        self._settle()
         with self._account:
             self._meter.observe(reported=None, finish_reason=self._transcript.response.finish_reason)
             return self._meter.usage
