@@ -59,12 +59,13 @@ class EventDecoder:
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes, wherever they were cut."""
-        if self.at < len(self.block) or self._tail or self._skip_newline:
+        if self.stopped:
+            self._tail += self.newlines(data)
+        elif self.at < len(self.block) or self._tail or self._skip_newline:
             self._sift()
-            data = self.block[self.at :] + self._whole_events(data)
+            self.block, self.at = self.block[self.at :] + self._whole_events(data), 0
         else:
-            self._is_raw = True
-        self.block, self.at = data, 0
+            self.block, self.at, self._is_raw = data, 0, True
 
     def take(self) -> bytes | None:
         """The next event, without its blank line; `None` if there is none."""
@@ -120,19 +121,18 @@ class EventDecoder:
         """Leave whole events in the block."""
         if self._is_raw:
             self._is_raw = False
-            data = self.block[self.at :] if self.at else self.block
-            self.block, self.at = self._whole_events(data), 0
+            self.block, self.at = self._whole_events(self.block[self.at :]), 0
 
     def _whole_events(self, data: bytes) -> bytes:
         """What is whole with these bytes; the rest is kept for the next time."""
         data = self.newlines(data)
         tail = self._tail
-        if not tail and not self.stopped and data.endswith(b"\n\n"):
+        if not tail and data.endswith(b"\n\n"):
             return data
         searched = max(0, len(tail) - 1)
         tail += data
-        end = 0 if self.stopped else tail.rfind(b"\n\n", searched) + 2
-        if end < 2:
+        end = tail.rfind(b"\n\n", searched) + 2
+        if end == 1:
             return b""
         whole = bytes(tail[:end])
         del tail[:end]

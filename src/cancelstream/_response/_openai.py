@@ -125,8 +125,7 @@ class OpenAIResponse(CancellableStreamedResponse):
                 events = lane.events
                 async for data in lane.reads():
                     events.feed(data)
-                    if self._first_chunk_monotonic is None:
-                        self._note_first_chunk()
+                    self._note_first_chunk()
                     yield MORE
                     if events.stopped:
                         break
