@@ -48,9 +48,9 @@ PEERS = {
     "litellm": "litellm",
     "strands-agents": "strands-agents[openai]",
 }
-CHUNKS = 20_000  # so many that what a stream costs by itself, 2 to 3 ms in every way, does not show
-SHORT = 500
-PEER_CHUNKS = 5_000  # some take half a second for a thousand
+CHUNKS = 20_000  # so many that what a stream costs by itself does not show
+SHORT = 500  # there it does
+PEER_CHUNKS = 5_000  # the slowest would take minutes for more
 SIZES = (5_000, 20_000, 80_000)
 FLAT = 1.2
 
