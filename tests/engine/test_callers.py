@@ -250,6 +250,8 @@ class TestOtherLoops:
                 await asyncio.create_task(probe)
             except TypeError:
                 probe.close()
+                if not type(loop).__module__.startswith("uvloop"):
+                    raise
                 pytest.skip("newer versions of uvloop hand this factory what it takes from Python 3.14 on")
             wire = make_wire("httpx2", SILENT, SILENT)
             stream, reader = await reading(wire)

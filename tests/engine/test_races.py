@@ -224,15 +224,20 @@ async def test_a_transport_error(name: str, make_wire: MakeWire) -> None:
 async def test_garbage_collection(name: str, make_wire: MakeWire) -> None:
     """A stream that is forgotten between two chunks is closed, the server told, and it says so."""
     wire = make_wire(name, SILENT, repeat=True)
+    loop = asyncio.get_running_loop()
     for number, apart in enumerate(TURNS):
-        streams = [PeekableAsyncStream(await wire.open("silent:3"))]
+        source, debug = await wire.open("silent:3"), loop.get_debug()
+        loop.set_debug(True)  # then a stream notes where it is made
+        streams = [PeekableAsyncStream(source)]
+        loop.set_debug(debug)
+        del source
         await anext(streams[0])
         if number % 2:
             streams[0].cancel()  # then it is no longer forgotten
             await turns(apart)
             streams.clear()
         else:
-            with pytest.warns(ResourceWarning, match="dropped without being closed"):
+            with pytest.warns(ResourceWarning, match="made at .*test_races.py"):
                 streams.clear()
         gc.collect()
         await wire.until_told(number)
