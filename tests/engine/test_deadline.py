@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cancelstream import PeekableAsyncStream
-from cancelstream._pull import _deadline
+from cancelstream._interrupt import _deadline
 from cancelstream.testing import Answer, Silence, Text
 
 from .conftest import H1, H2, LIMIT, Wire

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import cancelstream
 
 PACKAGE = Path(cancelstream.__file__).parent
-GROUND = ("_errors.py", "_state.py", "_closing.py", "_transport.py", "_pull", "_peekable")
+GROUND = ("_errors.py", "_state.py", "_closing.py", "_transport.py", "_interrupt", "_peekable")
 
 
 class Engine:
@@ -25,9 +25,9 @@ class Engine:
 
     def __init__(self, package: str = "cancelstream.") -> None:
         self.PeekableAsyncStream = importlib.import_module(f"{package}_peekable").PeekableAsyncStream
-        pull = importlib.import_module(f"{package}_pull")
-        self.Interruptible = pull.Interruptible
-        self.Interrupted = pull.Interrupted
+        interrupt = importlib.import_module(f"{package}_interrupt")
+        self.Interruptible = interrupt.Interruptible
+        self.Interrupted = interrupt.Interrupted
 
 
 @dataclass(frozen=True)
@@ -48,50 +48,50 @@ class Fault:
 FAULTS = (
     Fault(
         "raises our own cancellation where an anyio scope waits for its own",
-        "_pull/_driver.py",
-        "            return theirs\n        ours = ",
-        "            return None if isinstance(raised, CancelledError) else theirs\n        ours = ",
+        "_interrupt/_driver.py",
+        "            return cancelled\n        is_ours = ",
+        "            return None if isinstance(raised, CancelledError) else cancelled\n        is_ours = ",
     ),
     Fault(
-        "takes a timeout inside the source for a clean-up, for ever",
-        "_pull/_claims.py",
-        "return self.task.cancelling() - (self.held is not None) > self._floor",
+        "takes a timeout inside the source for a cleanup, for ever",
+        "_interrupt/_attribution.py",
+        "return self.task.cancelling() - (self.deferred is not None) > self._cancelling_at_start",
         "return True",
     ),
     Fault(
-        "strikes again, into the clean-up",
-        "_pull/_driver.py",
-        "            STRIKING[task] = self\n            self._struck = True\n            self._alert = self._abandoned",
-        "            self._struck = True",
+        "interrupts again, into the cleanup",
+        "_interrupt/_driver.py",
+        "            INTERRUPTING[task] = self\n            self._apply(Request.SEND)",
+        "            pass",
     ),
     Fault(
-        "strikes what another pull of the task has struck",
-        "_pull/_driver.py",
-        "task is None or task in STRIKING or ",
+        "interrupts a pull while another one of the task is ending by its own interruption",
+        "_interrupt/_driver.py",
+        "task is None or task in INTERRUPTING or ",
         "task is None or ",
     ),
     Fault(
-        "strikes the clean-up of somebody else's cancellation",
-        "_pull/_driver.py",
-        "        if not claims.unwinding_theirs():\n",
+        "interrupts the cleanup that the consumer's cancellation started",
+        "_interrupt/_driver.py",
+        "        if not attribution.is_cleaning_up_for_the_consumer():\n",
         "        if True:\n",
     ),
     Fault(
         "throws at a bare yield",
-        "_pull/_claims.py",
-        "if at_bare_yield and (unwinding or not _is_anyio(error)):",
-        "if at_bare_yield and unwinding and _is_anyio(error):",
+        "_interrupt/_attribution.py",
+        "if at_bare_yield and (is_cleaning_up or not _is_from_anyio(error)):",
+        "if at_bare_yield and is_cleaning_up and _is_from_anyio(error):",
     ),
     Fault(
         "takes two cancellations that came as one for ours alone",
-        "_pull/_claims.py",
-        "            if count <= self._floor:\n                return True\n        elif count == 0:",
+        "_interrupt/_attribution.py",
+        "            if count <= self._cancelling_at_start:\n                return True\n        elif count == 0:",
         "            return True\n        elif count == 0:",
     ),
     Fault(
-        "forgets a cancellation that it held",
-        "_pull/_claims.py",
-        "        if self.held_stands():\n            return self.held\n",
+        "forgets a cancellation that it deferred",
+        "_interrupt/_attribution.py",
+        "        if self.is_deferred():\n            return self.deferred\n",
         "",
     ),
     Fault(
@@ -120,7 +120,7 @@ FAULTS = (
     ),
     Fault(
         "never wakes a second reader",
-        "_pull/_driver.py",
+        "_interrupt/_driver.py",
         "                    if not turn.done():\n                        turn.set_result(None)",
         "                    turn.cancelled()",
     ),

@@ -27,7 +27,7 @@ from typing import Any, Final, cast
 
 from .. import _transport
 from .._closing import Latch
-from .._pull import Deadline, Pull, run_to_wait
+from .._interrupt import Deadline, Pull, run_to_wait
 
 __all__ = ("Finisher", "closer")
 

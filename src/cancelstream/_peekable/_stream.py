@@ -27,7 +27,7 @@ import anyio
 
 from .. import _transport
 from .._closing import DONE, Closing, Latch
-from .._pull import DEADLINE, Pull
+from .._interrupt import DEADLINE, Pull
 from .._state import Event, Life, State
 from ._finisher import Finisher, closer
 

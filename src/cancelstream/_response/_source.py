@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from pydantic_ai.messages import ModelResponseStreamEvent
 from pydantic_ai.models import StreamedResponse
 
-from .._pull import Pull
+from .._interrupt import Pull
 from .._state import Event
 
 if TYPE_CHECKING:

@@ -32,8 +32,8 @@ from pydantic_ai.usage import RunUsage
 
 from .._final_turn import FinalTurnFilter, FinalTurnOnly, TextRetracted
 from .._history import mark_interrupted
+from .._interrupt import DEADLINE, Interrupted, Interruptible
 from .._model import hand_over
-from .._pull import DEADLINE, Interrupted, Interruptible
 from .._response import LEAVE_TIMEOUT, CancellableStreamedResponse
 from .._state import Event, State
 from ._handle import RunHandle

@@ -32,8 +32,8 @@ from pydantic_ai.usage import RunUsage
 
 from .._errors import IncompleteOutputError
 from .._history import mark_interrupted
+from .._interrupt import Interrupted, Interruptible
 from .._model import hand_over
-from .._pull import Interrupted, Interruptible
 from .._state import Event, State
 from ._handle import RunHandle
 

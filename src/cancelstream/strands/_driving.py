@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from strands import Agent
 
-from .._pull import DEADLINE, Interrupted, Interruptible, Pull
+from .._interrupt import DEADLINE, Interrupted, Interruptible, Pull
 
 __all__ = ("LATE_LIMIT", "Handler", "InContext", "limited", "run_on")
 

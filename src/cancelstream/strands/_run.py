@@ -24,7 +24,7 @@ import anyio
 from strands import Agent
 
 from .._closing import Closing, Latch
-from .._pull import DEADLINE, Interruptible
+from .._interrupt import DEADLINE, Interruptible
 from .._state import Event, Life, checked_reason
 from ._driving import Handler, InContext, limited, run_on
 from ._stages import CUT, Invocation, current, prepare

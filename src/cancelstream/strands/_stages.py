@@ -30,7 +30,7 @@ from strands.types.agent import ConcurrentInvocationMode
 from strands.types.content import Message
 from strands.types.tools import ToolResult
 
-from .._pull import Interrupted, Interruptible
+from .._interrupt import Interrupted, Interruptible
 from .._state import Life, State
 from ._driving import LATE_LIMIT, run_on
 from ._messages import flag, interrupted_result, is_flagged, unanswered

@@ -1,8 +1,8 @@
-"""Interrupting one awaitable: `Pull` for a stream's own pulls, `Interruptible` for whatever else has to be awaited."""
+"""Interrupting one awaitable: `Pull` for a stream's own pulls, `Interruptible` for everything else that is awaited."""
 
 from ._deadline import DEADLINE as DEADLINE
 from ._deadline import Deadline as Deadline
 from ._driver import Interrupted as Interrupted
 from ._driver import Pull as Pull
 from ._driver import run_to_wait as run_to_wait
-from ._guard import Interruptible as Interruptible
+from ._interruptible import Interruptible as Interruptible

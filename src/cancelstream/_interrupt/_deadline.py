@@ -1,4 +1,4 @@
-"""How long something that was told to stop may take.
+"""How long an awaitable that was interrupted may take to end.
 
 A loop that is busy for a second has not given a well-behaved source its turns, and letting go of that source would
 break what it is still closing. So the second is waited for in slices, each of which costs the loop a turn at least.
@@ -13,10 +13,10 @@ from typing import Final
 __all__ = ("DEADLINE", "Deadline")
 
 DEADLINE: Final = 1.0
-"""Seconds that what is interrupted has to unwind and close, from the moment it is told; then it is let go.
+"""Seconds that an interrupted awaitable has to unwind and close; then it is let go.
 
-Well-behaved sources need a few milliseconds, TLS and HTTP/2 included. A clean-up that takes longer than a second is
-stuck, and somebody waits for it.
+Well-behaved sources need a few milliseconds, TLS and HTTP/2 included. A cleanup that takes longer than a second is
+stuck, and the consumer waits for it.
 """
 
 SLICES: Final = 25
@@ -40,7 +40,7 @@ class Deadline:
         self._timer = loop.call_later(DEADLINE / SLICES, self._tick)
 
     def cancel(self) -> None:
-        """It was done in time."""
+        """Stop the clock: it ended in time."""
         self._timer.cancel()
 
     def _tick(self) -> None:

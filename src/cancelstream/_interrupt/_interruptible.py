@@ -1,4 +1,4 @@
-"""`Interruptible`: the driver for what is no stream, with a `cancel()` for any thread and a deadline."""
+"""`Interruptible`: the driver for an awaitable that is no stream, with a `cancel()` for any thread and a deadline."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ T = TypeVar("T")
 class Interruptible:
     """Runs one awaitable after another in the current task, so that `cancel()` can interrupt it from any thread.
 
-    For what has no stream yet, or is not one: `create()` that waits for headers, a request context being entered, a
-    pull through layers that are not ours.
+    For an awaitable that has no stream yet, or is not one: `create()` that waits for headers, a request context being
+    entered, a pull through layers of another library.
     """
 
     __slots__ = ("_loop", "_pull", "_timer")
@@ -46,12 +46,12 @@ class Interruptible:
         A result that arrives although `cancel()` was called is returned: look at `cancelled`.
 
         Args:
-            awaitable: What to wait for. A coroutine is closed unstarted if `cancel()` came before.
-            discard: Is given a result that cannot be returned, because somebody else cancelled the task.
+            awaitable: The awaitable. A coroutine is closed unstarted if `cancel()` came before.
+            discard: Is called with a result that cannot be returned, because the consumer cancelled the task.
 
         Raises:
             Interrupted: It ended because of `cancel()`.
-            CancelledError: Somebody else cancelled the task, whether or not we did too.
+            CancelledError: The consumer cancelled the task, whether or not `cancel()` was called too.
         """
         pull = self._pull
         self._loop = asyncio.get_running_loop()  # first, and look second: cancel() does it the other way round
@@ -59,7 +59,7 @@ class Interruptible:
             close = getattr(awaitable, "close", None)
             if close is not None:
                 close()
-            await asyncio.sleep(0)  # a cancellation of the task's own, if one is pending, comes first
+            await asyncio.sleep(0)  # a pending cancellation of the task comes first
             raise Interrupted
         pull.discard = discard or _drop
         try:
@@ -85,4 +85,4 @@ class Interruptible:
 
 
 def _drop(_value: Any) -> None:
-    """Nothing has to be done with a result that nobody wants."""
+    """A result that was asked to be discarded needs no handling."""
