@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from cancelstream import PeekableAsyncStream, _transport
+from cancelstream import PeekableAsyncStream
 from cancelstream._peekable import _finisher
+from cancelstream._upstream import http
 from cancelstream.testing import Answer, Burst, Silence, Text
 
 from .conftest import LIMIT, Wire
@@ -55,7 +56,7 @@ async def test_what_was_decoded_is_counted_and_not_handed_out(name: str, chunks:
 async def something_unread(stream: PeekableAsyncStream[Any]) -> None:
     """Wait until the transport holds what was not decoded: what the server has sent may still be under way."""
     async with asyncio.timeout(LIMIT):
-        while not _transport.unread(stream.source.response):
+        while not http.has_unread(stream.source.response):
             await asyncio.sleep(0)
 
 

@@ -1,7 +1,7 @@
 """What is read from the HTTP libraries' insides is still there, and nothing breaks where it is not.
 
 A failure here after an upgrade means: HTTP/2 streams are no longer reset, or what closing loses is no longer known.
-Mend the paths in `_transport.py`.
+Mend the paths in `_upstream/http.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import httpx
 import httpx2
 import pytest
 
-from cancelstream import PeekableAsyncStream, _transport
+from cancelstream import PeekableAsyncStream
+from cancelstream._upstream import http
 from cancelstream.testing import Answer, Burst, Gate, Text
 
 from .conftest import H1, H2, LIMIT, SILENT, Wire
@@ -30,7 +31,7 @@ class TestCanaries:
     async def test_the_way_to_an_http2_connection(self, name: str, make_wire: MakeWire) -> None:
         wire = make_wire(name)
         stream = await wire.open("silent:1")
-        exchange = _transport._http2(stream.response)
+        exchange = http._http2(stream.response)
         assert exchange is not None, "httpx's streams no longer lead to httpcore's connection"
         connection, stream_id, request = exchange
         assert stream_id == 1
@@ -39,7 +40,7 @@ class TestCanaries:
         assert callable(connection._h2_state.acknowledge_received_data)
         assert asyncio.iscoroutinefunction(connection._write_outgoing_data)
         assert isinstance(request.extensions, dict)
-        await _transport.tell(stream.response)
+        await http.reset_http2_stream(stream.response)
         await wire.until_told()
         await stream.close()
 
@@ -50,10 +51,10 @@ class TestCanaries:
         await wire.until_requested(0)
         for _ in range(50):
             await asyncio.sleep(0)
-        exchange = _transport.find(opening.get_coro())
+        exchange = http.find_http2_exchange(opening.get_coro())
         assert exchange is not None, "httpcore's handle_async_request no longer has what it had"
         assert exchange.stream_id == 1
-        await _transport.tell(exchange)
+        await http.reset_http2_stream(exchange)
         await wire.until_told()
         opening.cancel()
         await asyncio.wait([opening])
@@ -62,15 +63,15 @@ class TestCanaries:
     async def test_the_way_to_what_anyio_has_queued(self, name: str, make_wire: MakeWire) -> None:
         wire = make_wire(name, SILENT)
         stream = await wire.open()
-        assert _transport._queued(stream.response) is False
-        assert _transport._socket(stream.response).fileno() >= 0
+        assert http._queued(stream.response) is False
+        assert http._socket(stream.response).fileno() >= 0
         await stream.close()
 
     @pytest.mark.parametrize("name", [name for name in H1 if "aiohttp" in name])
     async def test_the_way_to_aiohttps_response(self, name: str, make_wire: MakeWire) -> None:
         wire = make_wire(name, SILENT)
         stream = await wire.open()
-        response = _transport._aiohttp(stream.response)
+        response = http._aiohttp(stream.response)
         assert response is not None, "openai's aiohttp transport no longer keeps aiohttp's response"
         assert len(response.content._buffer) >= 0
         await stream.close()
@@ -84,7 +85,7 @@ class TestTell:
         async for _ in stream:
             pass
         seen = await wire.server.until_stream(0)
-        await _transport.tell(stream.response)
+        await http.reset_http2_stream(stream.response)
         await wire.serves()
         assert seen.complete
         assert len(wire.server.connections) == 1
@@ -102,16 +103,16 @@ class TestTell:
     )
     async def test_whatever_is_no_http2_response_is_left_alone(self, response: Any) -> None:
         """A mock, another client's response, none at all: nothing happens, nothing is raised."""
-        await _transport.tell(response)
-        assert _transport.shutdown(response) is False
-        _transport.abort(response)
-        assert _transport.unread(response) is False
+        await http.reset_http2_stream(response)
+        assert http.shut_socket(response) is False
+        http.abort(response)
+        assert http.has_unread(response) is False
 
     async def test_a_moved_attribute_falls_back_to_closing(self, make_wire: MakeWire) -> None:
         """When an upgrade has moved what `tell()` needs, the stream still ends and is closed."""
         wire = make_wire("httpx2-h2")
         source = await wire.open("silent:1")
-        exchange = _transport._http2(source.response)
+        exchange = http._http2(source.response)
         assert exchange is not None
         exchange.connection._events = None
         stream = PeekableAsyncStream(source)
@@ -127,10 +128,10 @@ class TestShutdown:
         """The socket of an unfinished response is shut down; the client's own handle stays usable for closing."""
         wire = make_wire(name, SILENT)
         stream = await wire.open()
-        assert _transport.shutdown(stream.response) is True
+        assert http.shut_socket(stream.response) is True
         await wire.until_told()
         await stream.close()
-        assert _transport.shutdown(stream.response) is False
+        assert http.shut_socket(stream.response) is False
 
     async def test_never_a_connection_that_serves_others(self, make_wire: MakeWire) -> None:
         """A finished response, whose connection is pooled, and an HTTP/2 one are refused."""
@@ -138,12 +139,12 @@ class TestShutdown:
         stream = await wire.open()
         async for _ in stream:
             pass
-        assert _transport.shutdown(stream.response) is False
+        assert http.shut_socket(stream.response) is False
         assert wire.server.connections == 1
 
         two = make_wire("httpx2-h2")
         stream = await two.open("silent:1")
-        assert _transport.shutdown(stream.response) is False
+        assert http.shut_socket(stream.response) is False
         await stream.close()
 
 
@@ -157,14 +158,14 @@ class TestUnread:
         chunks = aiter(stream)
         while not (await anext(chunks)).choices[0].delta.content:
             pass
-        assert _transport.unread(stream.response) is False
+        assert http.has_unread(stream.response) is False
         gate.open()
         record = await wire.server.until_request(0, LIMIT)
         await record.until_chunks(3002, LIMIT)
         await anext(chunks)
         deadline = asyncio.get_running_loop().time() + LIMIT
-        while not _transport.unread(stream.response):
+        while not http.has_unread(stream.response):
             assert asyncio.get_running_loop().time() < deadline
             await asyncio.sleep(0)
         await stream.close()
-        assert _transport.unread(stream.response) is False
+        assert http.has_unread(stream.response) is False

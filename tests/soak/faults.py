@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import cancelstream
 
 PACKAGE = Path(cancelstream.__file__).parent
-GROUND = ("_errors.py", "_state.py", "_closing.py", "_transport.py", "_interrupt", "_peekable")
+GROUND = ("_errors.py", "_state.py", "_closing.py", "_upstream", "_interrupt", "_peekable")
 
 
 class Engine:
@@ -79,8 +79,8 @@ FAULTS = (
     Fault(
         "throws at a bare yield",
         "_interrupt/_attribution.py",
-        "if at_bare_yield and (is_cleaning_up or not _is_from_anyio(error)):",
-        "if at_bare_yield and is_cleaning_up and _is_from_anyio(error):",
+        "if at_bare_yield and (is_cleaning_up or not is_from_scope(error)):",
+        "if at_bare_yield and is_cleaning_up and is_from_scope(error):",
     ),
     Fault(
         "takes two cancellations that came as one for ours alone",

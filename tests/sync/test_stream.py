@@ -12,7 +12,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from cancelstream import _transport
+from cancelstream._upstream import http
 from cancelstream.sync import CancellableStream, _grip, _stream
 from cancelstream.testing import Answer, Burst, ErrorEvent, Replay, Silence, Text, Usage
 
@@ -161,14 +161,14 @@ class TestCancel:
 
     def test_a_signal_handler_in_the_middle_of_a_cut(self, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
         """It takes no lock that its own thread holds: it gives up, and the cut goes on where it was."""
-        shutdown = _transport.shutdown
+        shutdown = http.shut_socket
 
         def interrupted(response: Any) -> bool:
             stream._grip.cut()  # what a handler would come to
             stream.cancel("the handler's")
             return shutdown(response)
 
-        monkeypatch.setattr(_transport, "shutdown", interrupted)
+        monkeypatch.setattr(http, "shut_socket", interrupted)
         with wire.open() as stream:
             read_three(stream)
             stream.cancel("first")
@@ -322,14 +322,14 @@ class TestThePool:
         wire = make_wire(name, self.ENDS, WHOLE)
         stream = wire.open()
         cutting, cut = threading.Event(), threading.Event()
-        shutdown = _transport.shutdown
+        shutdown = http.shut_socket
 
         def slowly(response: Any) -> bool:
             cutting.set()
             assert cut.wait(LIMIT)
             return shutdown(response)
 
-        monkeypatch.setattr(_transport, "shutdown", slowly)
+        monkeypatch.setattr(http, "shut_socket", slowly)
         close, closing = stream._grip._close, threading.Event()
 
         def note_and_close() -> None:
@@ -337,7 +337,7 @@ class TestThePool:
             close()
 
         stream._response.close = note_and_close
-        connection, idle = _transport._stream_of(stream._response)._connection, list[bool]()
+        connection, idle = http._stream_of(stream._response)._connection, list[bool]()
         response_closed = connection._response_closed
 
         def note_whether_idle() -> None:
@@ -363,7 +363,7 @@ class TestThePool:
     def test_a_cut_under_way_is_waited_for(self, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
         """A reader that is cancelled while the socket is being shut waits for that, and reads what is left."""
         shut, came = threading.Event(), threading.Event()
-        shutdown = _transport.shutdown
+        shutdown = http.shut_socket
 
         def slowly(response: Any) -> bool:
             done = shutdown(response)
@@ -373,7 +373,7 @@ class TestThePool:
 
         with wire.open() as stream:
             read_three(stream)
-            monkeypatch.setattr(_transport, "shutdown", slowly)
+            monkeypatch.setattr(http, "shut_socket", slowly)
             cancelling = Running(lambda: stream.cancel("early"))
             assert shut.wait(LIMIT)
             lock = stream._grip._lock
@@ -384,7 +384,7 @@ class TestThePool:
 
     def test_a_pool_that_is_not_known(self) -> None:
         """Where the way to a connection has moved, its pool's own look at the socket is all there is."""
-        _transport.spoil(object())
+        http.discard_from_pool(object())
 
     def test_a_cut_that_never_ends_is_not_waited_for(self, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
         """An exception in a signal handler can end a cut anywhere: closing has its limit."""
@@ -414,7 +414,7 @@ class TestThePool:
             closing = Closing()
             network = stream._response.extensions["network_stream"]
             stream._response.extensions["network_stream"] = Network()
-            assert not _transport.shutdown(stream._response)
+            assert not http.shut_socket(stream._response)
             assert closing.numbers == []
             stream._response.extensions["network_stream"] = network
             assert wire.record.disconnect is None

@@ -18,6 +18,8 @@ import asyncio
 from asyncio import CancelledError
 from typing import Any, Final
 
+from .._upstream.anyio import is_from_scope
+
 __all__ = ("INTERRUPTING", "Attribution")
 
 INTERRUPTING: Final[dict[asyncio.Task[Any], object]] = {}
@@ -80,7 +82,7 @@ class Attribution:
             return True
         elif count <= self._cancelling_at_start:
             self._cancelling_at_start = count - 1  # requested before the pull began, it arrives only now
-        if at_bare_yield and (is_cleaning_up or not _is_from_anyio(error)):
+        if at_bare_yield and (is_cleaning_up or not is_from_scope(error)):
             self.deferred = error
             self.bare_yields = 0
             return False
@@ -98,8 +100,3 @@ class Attribution:
         if stopping and self.is_cleaning_up_for_the_consumer():
             return self.thrown
         return None
-
-
-def _is_from_anyio(error: CancelledError) -> bool:
-    """Whether an anyio cancel scope sent it; anyio tells them apart by the same words."""
-    return bool(error.args) and str(error.args[0]).startswith("Cancelled via cancel scope ")

@@ -2,7 +2,7 @@
 
 The order:
 
-1. tell the server (`_transport`), on HTTP/2 before anything that has to be waited for;
+1. tell the server (`_upstream.http`), on HTTP/2 before anything that has to be waited for;
 2. let the pending pull unwind, since a generator that runs cannot be closed;
 3. close the response;
 4. pull what had been received and decoded by then, a bounded number: it is not handed out, it is counted;
@@ -25,9 +25,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Final, cast
 
-from .. import _transport
 from .._closing import Latch
 from .._interrupt import Deadline, Pull, run_to_wait
+from .._upstream import http
 
 __all__ = ("Finisher", "closer")
 
@@ -84,7 +84,7 @@ class Finisher:
         if unread is not None:
             self.lost = unread
         elif not self._over():
-            self.lost = _transport.cut(self._response)
+            self.lost = http.shut_and_report_loss(self._response)
         self._pull.interrupt()
         timer = Deadline(loop, self._time_out)
 
@@ -103,11 +103,11 @@ class Finisher:
         self.task = asyncio.current_task()  # an eager task is here before `start` has it
         response, iterator = self._response, self._iterator
         if not complete:
-            await self._take(lambda: _transport.tell(response))
+            await self._take(lambda: http.reset_http2_stream(response))
         await self._take(self._pull.idle)
         if not complete and response is None:
             # It still waited for headers, or the source keeps its response to itself.
-            await self._take(lambda: _transport.tell(self._pull.found))
+            await self._take(lambda: http.reset_http2_stream(self._pull.found))
         if response is not None:
             await self._take(closer(response))
             if iterator is not None and not self._over():
@@ -118,7 +118,7 @@ class Finisher:
 
     def _finish_at_once(self) -> None:
         """What can still be done where nothing can be waited for any more."""
-        _transport.abort(self._response)
+        http.abort(self._response)
         for step in (closer(self._iterator), closer(self._source)):
             with suppress(Exception):
                 awaitable = step()
@@ -153,7 +153,7 @@ class Finisher:
 
     def _time_out(self) -> None:
         self.lost = True
-        _transport.abort(self._response)
+        http.abort(self._response)
         self._pull.abandon()
         self._closing.abandon()
 

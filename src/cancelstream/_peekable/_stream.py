@@ -25,10 +25,10 @@ from typing import Any, Final, Generic, NoReturn, Self, TypeVar, cast
 
 import anyio
 
-from .. import _transport
 from .._closing import DONE, Closing, Latch
 from .._interrupt import DEADLINE, Pull
 from .._state import Event, Life, State
+from .._upstream import http
 from ._finisher import Finisher, closer
 
 __all__ = ("PeekableAsyncStream",)
@@ -84,7 +84,7 @@ class PeekableAsyncStream(Generic[T]):
         self._late: list[T] = []
         """What was received and not handed out, because the stream was stopped first."""
         self._life = Life()
-        self._pull = Pull(self._late.append, _transport.find)
+        self._pull = Pull(self._late.append, http.find_http2_exchange)
         self._closed = Latch()
         self._iterator: AsyncIterator[T] | None = None
         self._next: Callable[[], Coroutine[Any, Any, T]] | None = None
@@ -289,7 +289,7 @@ class PeekableAsyncStream(Generic[T]):
         For a stream that was stopped; on the reader's own thread, or while whoever runs the loop keeps it from running.
         """
         if not self._ended and self._pull.stopping and self._unread is None:
-            self._unread = _transport.cut(getattr(self.source, "response", None))
+            self._unread = http.shut_and_report_loss(getattr(self.source, "response", None))
 
     def _inside(self) -> bool:
         """Whether the caller runs inside our own pull or closing, so that waiting for us would never end."""

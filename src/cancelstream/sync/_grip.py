@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from typing import Any, Final
 
-from .. import _transport
+from .._upstream import http
 
 __all__ = ("Grip",)
 
@@ -50,7 +50,7 @@ class Grip:
         if self._lock.acquire(timeout=PATIENCE if wait else 0):
             try:
                 if not self._free:
-                    self.was_cut = _transport.shutdown(self._response) or self.was_cut
+                    self.was_cut = http.shut_socket(self._response) or self.was_cut
             finally:
                 self._lock.release()
 
@@ -60,6 +60,6 @@ class Grip:
         if held:
             self._lock.release()
         if self.was_cut:
-            _transport.spoil(self._response)
+            http.discard_from_pool(self._response)
         self._response.__dict__.pop("close", None)
         self._response.close()

@@ -30,11 +30,12 @@ from typing import Any, Final, Generic, Self, TypeVar
 import openai
 from pydantic_ai.messages import ModelResponse, ModelResponseStreamEvent
 
-from .. import _openai, _transport
+from .. import _openai
 from .._history import mark_interrupted
 from .._openai import MORE, BlockingLane, Growing, Transcript, text_of
 from .._sse import EventDecoder
 from .._state import Event, Life, State, checked_reason
+from .._upstream import http
 from .._usage import Meter, ResponseUsage
 from ._grip import Grip
 
@@ -331,7 +332,7 @@ class CancellableStream(Generic[ChunkT]):
             late: list[Any] = [*self._events.rest()]
             if not self._grip.was_cut and not self._response.is_closed:
                 # To read on would be to wait.
-                _transport.tell_blocking(self._response)
+                http.reset_http2_stream_blocking(self._response)
                 self._meter.lost()
             else:
                 try:

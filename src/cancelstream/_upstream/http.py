@@ -1,20 +1,20 @@
-"""Telling the other side, where closing does not: the one place that touches private attributes.
+"""The HTTP libraries below a client: httpcore, httpx and httpx2, anyio's sockets, aiohttp.
 
-Closing an HTTP/1.1 response closes its socket, and the server sees it. On HTTP/2 httpcore 1 and 2 only free their
-own bookkeeping: no RST_STREAM is sent, the server generates to the end, the connection refuses its 101st stream,
-and what the server goes on sending is never acknowledged, until siblings starve. `tell()` mends all three through
-httpcore's own h2 state, which is private: every path here is looked up softly, and where an upgrade has moved it,
-closing is all that is done. `tests/engine/test_transport.py` fails then, and says so.
+Closing an HTTP/1.1 response closes its socket, and the server sees it. On HTTP/2 httpcore 1 and 2 only free their own
+bookkeeping, with three consequences: no RST_STREAM is sent, so the server generates to the end; the connection
+refuses its 101st stream; and the bytes that the server still sends are never acknowledged, until siblings starve.
+`reset_http2_stream()` mends all three through httpcore's own h2 state.
 
-A request that still waits for its headers has no response to ask, and a source may keep its response to itself.
-`find()` looks for the stream in the coroutine that waits for it, the way a debugger would: one of the calls it is
-suspended in is a method of httpcore's connection.
+A request that still waits for its headers has no response yet, and a source may keep its response to itself.
+`find_http2_exchange()` finds the stream in the coroutine that waits for it, the way a debugger would: one of the calls
+that the coroutine is suspended in is a method of httpcore's connection.
 
-A response is anything that may be one: mocks and other clients have none of the attributes and are left alone.
+A response may be of any kind: mocks and other clients have none of these attributes and are left alone. Where an
+upgrade has moved a private name, the response is only closed, as without this package; `missing()` says so once.
 
-Known limits: `shutdown()` and `abort()` act on a socket, so they are for HTTP/1.1, and never for a response that has
-ended, whose connection may serve another request by now. The check and the act are two steps: a caller on
-another thread than the reader's needs its own lock around both.
+Known limits: `shut_socket()` and `abort()` act on a socket, so they are for HTTP/1.1, and never for a response that
+has ended, whose connection may serve another request by now. The check and the act are two steps: a caller on another
+thread than the reader's needs its own lock around both.
 """
 
 from __future__ import annotations
@@ -27,13 +27,25 @@ from contextlib import suppress
 from types import AsyncGeneratorType, CoroutineType, FrameType
 from typing import Any, Final, NamedTuple
 
-__all__ = ("Exchange", "abort", "cut", "find", "shutdown", "spoil", "tell", "tell_blocking", "unread")
+from . import missing
+
+__all__ = (
+    "Exchange",
+    "abort",
+    "discard_from_pool",
+    "find_http2_exchange",
+    "has_unread",
+    "reset_http2_stream",
+    "reset_http2_stream_blocking",
+    "shut_and_report_loss",
+    "shut_socket",
+)
 
 CANCEL: Final = 0x8
 """The error code "stream no longer needed". RFC 9113, section 7."""
 
 DEPTH: Final = 200
-"""How deep `find()` looks; a request of openai's waits about 30 calls deep."""
+"""How deep `find_http2_exchange()` looks; a request of openai's waits about 30 calls deep."""
 
 
 class Exchange(NamedTuple):
@@ -44,26 +56,26 @@ class Exchange(NamedTuple):
     request: Any
 
 
-async def tell(response: Any) -> None:
+async def reset_http2_stream(response: Any) -> None:
     """Send RST_STREAM if the response is an unfinished HTTP/2 stream; never raises an `Exception`.
 
     To be called before the response is closed, on its loop: what has arrived and was not read is acknowledged to
     the connection, so that siblings keep their window.
 
     Args:
-        response: A response, or what `find()` has found.
+        response: A response, or the result of `find_http2_exchange()`.
     """
     exchange = response if isinstance(response, Exchange) else _http2(response)
     if exchange is None:
         return
-    # Whatever is missing, or has ended meanwhile: closing is then all that can be done.
+    # The stream may have ended meanwhile: closing is then all that can be done.
     with suppress(Exception):
         _reset(exchange)
         await exchange.connection._write_outgoing_data(exchange.request)
 
 
-def tell_blocking(response: Any) -> None:
-    """`tell()` for a blocking client's response; in the thread that reads it, before it is closed."""
+def reset_http2_stream_blocking(response: Any) -> None:
+    """`reset_http2_stream()` for a blocking client's response; in the thread that reads it, before it is closed."""
     exchange = _http2(response)
     if exchange is not None:
         with suppress(Exception):
@@ -83,7 +95,7 @@ def _reset(exchange: Exchange) -> None:
         connection._h2_state.reset_stream(stream_id, CANCEL)
 
 
-def find(waiting: Any) -> Exchange | None:
+def find_http2_exchange(waiting: Any) -> Exchange | None:
     """The HTTP/2 request that a suspended coroutine or asynchronous generator waits for, if it waits for one."""
     with suppress(Exception):
         for _ in range(DEPTH):
@@ -106,7 +118,7 @@ def find(waiting: Any) -> Exchange | None:
     return None
 
 
-def unread(response: Any) -> bool:
+def has_unread(response: Any) -> bool:
     """Whether bytes have arrived that closing the response now would lose; true if that cannot be known."""
     if getattr(response, "is_closed", True):
         return False
@@ -122,20 +134,21 @@ def unread(response: Any) -> bool:
             return False  # a mock, or a client we do not know
         return _queued(response) or _readable(_socket(response))
     except Exception:  # noqa: BLE001 - a private attribute has moved
+        missing("httpx2", "path to the bytes that were not read", "what a stop loses is not known, so bounds are wider")
         return True
 
 
-def cut(response: Any) -> bool:
-    """Tell an HTTP/1.1 server that its client is gone, and say whether that loses what has arrived and was not read.
+def shut_and_report_loss(response: Any) -> bool:
+    """Shut the socket of an HTTP/1.1 response, so that the server knows; say whether bytes that had arrived are lost.
 
     For the reader's own thread: there the response cannot end between the look and the act.
     """
-    lost = unread(response)
-    shutdown(response)
+    lost = has_unread(response)
+    shut_socket(response)
     return lost
 
 
-def shutdown(response: Any) -> bool:
+def shut_socket(response: Any) -> bool:
     """Shut the socket of an unfinished HTTP/1.1 response, from any thread; say whether that was done.
 
     The peer sees the end at once, and a reader blocked in `recv` wakes. The caller closes the response as well.
@@ -158,8 +171,8 @@ def shutdown(response: Any) -> bool:
     return True
 
 
-def spoil(response: Any) -> None:
-    """Have the pool drop an HTTP/1.1 connection whose socket was shut, though its response ends as if it were whole.
+def discard_from_pool(response: Any) -> None:
+    """Have the pool drop an HTTP/1.1 connection whose socket was shut, although its response seems to end well.
 
     A pool looks at an idle connection's socket before it is used again, but between threads it may look before the
     connection is idle, and hand out a dead one. In the thread that reads, before the response is closed.
@@ -169,21 +182,25 @@ def spoil(response: Any) -> None:
 
 
 def abort(response: Any) -> None:
-    """Cut what did not close by itself, without waiting; on the response's loop, never raises an `Exception`."""
+    """Cut a connection that did not close by itself, without waiting; on the response's loop; raises no `Exception`."""
     with suppress(Exception):
         client_response = _aiohttp(response)
         if client_response is not None:
             client_response.close()
             return
-    shutdown(response)
+    shut_socket(response)
 
 
 def _http2(response: Any) -> Exchange | None:
     """The exchange behind an HTTP/2 response, `None` if it is none or was not found."""
     try:
         stream_id = response.extensions["stream_id"]
-        return Exchange(_stream_of(response)._connection, stream_id, response.request)
     except (AttributeError, KeyError, TypeError):
+        return None
+    try:
+        return Exchange(_stream_of(response)._connection, stream_id, response.request)
+    except AttributeError:
+        missing("httpx2", "path from a response to its HTTP/2 connection", "a stopped HTTP/2 stream is not reset")
         return None
 
 
