@@ -18,7 +18,7 @@ SRC = Path(cancelstream.__file__).parents[1]
 
 # Read downwards: a room imports only rooms from an earlier row, or its own parts.
 ROWS = [
-    {"_errors", "_state", "_closing", "_upstream"},
+    {"_errors", "_state", "_closing", "_record", "_upstream"},
     {"_interrupt", "_stops"},
     {"_peekable"},
     {"_tokens"},
@@ -35,7 +35,7 @@ ROWS = [
 ROW = {room: number for number, rooms in enumerate(ROWS) for room in rooms}
 
 # The rooms that know no LLM library.
-GROUND = {"_errors", "_state", "_closing", "_interrupt", "_stops", "_peekable"}
+GROUND = {"_errors", "_state", "_closing", "_record", "_interrupt", "_stops", "_peekable"}
 LLM = {"openai", "pydantic_ai", "anthropic", "strands", "genai_prices", "tiktoken"}
 
 # A foreign package has one owner.

@@ -24,6 +24,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from .._history import salvage
+from .._record import read_record
 from .._run import run_stream_events
 from .._stops import MemoryStopRegistry, StopRegistry
 from .._usage import ResponseUsage, StreamUsage
@@ -234,7 +235,7 @@ def _turns(message: ModelMessage) -> list[dict[str, Any]]:
         prompts = [part.content for part in message.parts if isinstance(part, UserPromptPart)]
         return [{"role": "user", "text": prompt} for prompt in prompts if isinstance(prompt, str)]
     usage = StreamUsage.of(message)
-    record: dict[str, Any] = (message.metadata or {}).get("cancelstream") or {}
+    record = read_record(message.metadata) or {}
     return [
         {
             "role": "assistant",

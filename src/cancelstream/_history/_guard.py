@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, TypeAlias, cast
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse
 
 from .._errors import IncompleteHistoryError
+from .._record import read_record, with_record
 
 __all__ = (
     "CUT_STATES",
@@ -17,7 +18,6 @@ __all__ = (
     "checked",
     "is_incomplete",
     "mark_interrupted",
-    "metadata_with",
     "record_of",
     "refusal",
     "refuse_incomplete",
@@ -28,21 +28,10 @@ HistoryPolicy: TypeAlias = Literal["refuse", "salvage", "allow"]
 
 CUT_STATES: Final = frozenset({"interrupted", "incomplete"})
 
-_KEY: Final = "cancelstream"
-_VERSION: Final = 1
-
 
 def record_of(message: ModelMessage) -> Mapping[str, Any]:
     """Return our record on a message: empty where there is none, or one of a version that we do not know."""
-    record = (message.metadata or {}).get(_KEY)
-    if not isinstance(record, dict) or cast("dict[str, Any]", record).get("v") != _VERSION:
-        return {}
-    return cast("dict[str, Any]", record)
-
-
-def metadata_with(message: ModelMessage, **entries: Any) -> dict[str, Any]:
-    """Return the message's metadata with these entries in our record, and the rest as it was."""
-    return {**(message.metadata or {}), _KEY: {**record_of(message), "v": _VERSION, **entries}}
+    return read_record(message.metadata) or {}
 
 
 def mark_interrupted(
@@ -59,7 +48,7 @@ def mark_interrupted(
     entries: dict[str, Any] = {"reason": reason}
     if usage_record is not None:
         entries["usage"] = usage_record
-    return replace(response, state="interrupted", metadata=metadata_with(response, **entries))
+    return replace(response, state="interrupted", metadata=with_record(response.metadata, **entries))
 
 
 def is_incomplete(message: ModelMessage) -> bool:

@@ -16,12 +16,12 @@ from pydantic_ai.messages import (
     ToolReturnPart,
 )
 
+from .._record import with_record
 from ._guard import (
     CUT_STATES,
     HistoryPolicy,
     checked,
     is_incomplete,
-    metadata_with,
     record_of,
     refusal,
     refuse_incomplete,
@@ -152,7 +152,7 @@ def _salvage_cut(
 
 def _recorded(message: ModelMessage, done: Mapping[str, Any]) -> ModelMessage:
     """Return the message with a record of what was done, which also makes it one that may be sent."""
-    return replace(message, metadata=metadata_with(message, salvage=dict(done)))
+    return replace(message, metadata=with_record(message.metadata, salvage=dict(done)))
 
 
 def _is_result(part: ModelRequestPart) -> bool:

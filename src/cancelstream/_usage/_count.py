@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 
 __all__ = (
     "NOTHING",
-    "VERSION",
     "Count",
     "Provenance",
     "Source",
@@ -35,9 +34,6 @@ Source = Literal["reported", "estimated", "unknown"]
 
 Provenance = Literal["reported", "estimated", "mixed", "unknown"]
 """Where a whole usage came from; `'mixed'` when its counts differ in that."""
-
-VERSION: Final = 1
-"""The version of the JSON form, the `"v"` of a message's metadata."""
 
 _MOST: Final = 2**53
 """Larger numbers are taken for garbage: JSON itself is only exact up to here."""

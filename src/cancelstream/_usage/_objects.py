@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, ToolReturnPart
 from pydantic_ai.usage import RequestUsage, RunUsage
 
+from .._record import read_record
 from ._cost import CostRange, cost_of
-from ._count import VERSION, Count, Provenance, UsageRecord, join
+from ._count import Count, Provenance, UsageRecord, join
 from ._plain import joined, record_of_plain
 from ._reported import Reported
 
@@ -31,8 +32,6 @@ EXTRAS: Final = frozenset({"estimated_requests", "estimated_input_tokens", "esti
 
 _UNSET: Final[dict[str, Any]] = {**dict.fromkeys(EXTRAS, 0), "_records": (), "_stamp": None, "_cost_range": None}
 """What an attribute that was never set reads as: the extras where all is reported, and the slots of a new object."""
-
-_KEY: Final = "cancelstream"
 
 
 class _Recorded:
@@ -301,11 +300,10 @@ def record_of_message(message: ModelResponse) -> UsageRecord:
 
 
 def _stored(message: ModelResponse) -> UsageRecord | None:
-    ours = (message.metadata or {}).get(_KEY)
-    if not isinstance(ours, dict) or "usage" not in ours:
+    ours = read_record(message.metadata)
+    if ours is None or (ours and "usage" not in ours):
         return None
-    ours = cast("dict[str, Any]", ours)
-    record = UsageRecord.from_json(ours["usage"]) if ours.get("v") == VERSION else None
+    record = UsageRecord.from_json(ours.get("usage"))
     unknown = Count.unknown()
     return record or UsageRecord(unknown, unknown, unknown, unknown)
 

@@ -13,7 +13,7 @@ Known limit: where nothing of a content is left, a fixed sentence stands in, for
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from strands.event_loop.streaming import process_stream
 from strands.types.content import ContentBlock, Message
@@ -21,11 +21,9 @@ from strands.types.streaming import StreamEvent
 from strands.types.tools import ToolResult
 
 from .._history import INTERRUPTED_NOTE, INTERRUPTED_TOOL_RESULT
+from .._record import read_record, with_record
 
 __all__ = ("Partial", "flag", "interrupted_result", "is_flagged", "partial_message", "unanswered")
-
-_KEY: Final = "cancelstream"
-_VERSION: Final = 1
 
 Partial = tuple[Message, list[dict[str, Any]]]
 """A message, and the blocks that were left out of it."""
@@ -101,18 +99,18 @@ def flag(message: Message, *, reason: str, usage: Mapping[str, Any] | None, drop
         usage: The usage record of the response, if it is one.
         dropped: The blocks that were left out of its content, if it was repaired.
     """
-    record: dict[str, Any] = {"v": _VERSION, "reason": reason}
+    record: dict[str, Any] = {"reason": reason}
     if usage is not None:
         record["usage"] = dict(usage)
     if dropped is not None:
         record["salvage"] = {"dropped": list(dropped)}
     metadata = cast("dict[str, Any]", message.setdefault("metadata", {}))
-    metadata["custom"] = {**(metadata.get("custom") or {}), _KEY: record}
+    metadata["custom"] = with_record(metadata.get("custom"), **record)
 
 
 def is_flagged(message: Message) -> bool:
     """Whether our record is on the message."""
-    return _KEY in (cast("dict[str, Any]", message.get("metadata", {})).get("custom") or {})
+    return read_record(cast("dict[str, Any]", message.get("metadata", {})).get("custom")) is not None
 
 
 def interrupted_result(tool_use_id: str) -> ToolResult:
