@@ -31,9 +31,10 @@ from cancelstream.testing import Answer, ScriptedServer, Text
 OWNER = "ada"
 
 
-async def stream(redis: str, stop_ids: multiprocessing.Queue[str], word: Event) -> None:
-    """The worker that has the stream."""
-    words = "A river begins as water that has nowhere else to go. " * 20
+async def stream(redis: str, stop_ids: multiprocessing.Queue[str], word: Event) -> str:
+    """The worker that has the stream; returns how it ended."""
+    # More than is read before the stop comes, on a machine however busy.
+    words = "A river begins as water that has nowhere else to go. " * 200
     with ScriptedServer(Answer(Text.words(words.strip(), gap=0.05))) as provider:
         async with (
             AsyncOpenAI(base_url=provider.base_url, api_key="none") as client,
@@ -47,18 +48,19 @@ async def stream(redis: str, stop_ids: multiprocessing.Queue[str], word: Event) 
                     async for text in result.stream_text(delta=True):
                         print(text, end="", flush=True)
                         word.set()
-            print(f"\nworker A: {result.response.state}, reason {result.cancel_reason!r}")
+            return f"\nworker A: {result.response.state}, reason {result.cancel_reason!r}"
 
 
 async def stop(redis: str, stop_id: str, word: Event) -> None:
     """The worker that gets the stop."""
     async with RedisStopRegistry.from_url(redis) as registry:
         wait_for_words(word)
+        # Each line is written at once: worker A writes to the same terminal.
         stopped = await registry.stop(stop_id, owner="somebody else")
         print(f"\nworker B: a stranger stops it: {stopped}", flush=True)
         wait_for_words(word)
-        print("\nworker B: its owner stops it: ", end="", flush=True)
-        print(await registry.stop(stop_id, owner=OWNER), end="", flush=True)
+        stopped = await registry.stop(stop_id, owner=OWNER)
+        print(f"\nworker B: its owner stops it: {stopped}", end="", flush=True)
 
 
 def wait_for_words(word: Event) -> None:
@@ -101,8 +103,9 @@ def main() -> None:
         other = context.Process(target=worker_b, args=(redis, stop_ids, word, ready))
         other.start()
         ready.wait(60)
-        asyncio.run(stream(redis, stop_ids, word))
+        end = asyncio.run(stream(redis, stop_ids, word))
         other.join(30)
+        print(end)
 
 
 if __name__ == "__main__":
