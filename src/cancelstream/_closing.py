@@ -1,14 +1,14 @@
-"""Waiting for a close from anywhere: a latch, and what `cancel()` returns.
+"""Waiting for a close from anywhere: a latch, and the return value of `cancel()`.
 
-`cancel()` may be called where nothing can be awaited, and what it returns may be dropped, kept, awaited twice, or
+`cancel()` may be called where nothing can be awaited, and its return value may be dropped, kept, awaited twice, or
 handed to another loop. So it holds no future: it points at a latch, and makes a future only while it is awaited.
 
 The latch takes no lock, because a signal handler runs in the middle of its own thread and would wait for itself.
 It rests on single dictionary operations, which are atomic, and on one order: `wait()` registers first and looks
 second, `set()` marks first and wakes second, so that no wake-up falls between them.
 
-Limit: a latch whose loop is stopped for good before it could be set is never set; a closed loop is noticed by
-whoever schedules on it (`_peekable`).
+Limit: a latch whose loop is stopped for good before it could be set is never set; a closed loop is noticed where
+something is scheduled on it (`_peekable`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Latch:
             try:
                 loop.call_soon_threadsafe(_release, future)
             except RuntimeError:
-                continue  # that loop is closed: nobody waits in it any more
+                continue  # that loop is closed: nothing waits in it any more
 
     async def wait(self) -> None:
         """Return when it is set, from any loop."""
@@ -77,15 +77,15 @@ def _nowhere() -> bool:
 
 
 class Closing(Coroutine[Any, Any, None]):
-    """What `cancel()` returns: awaiting it waits until what was cancelled is closed.
+    """The return value of `cancel()`: awaiting it waits until the cancelled thing is closed.
 
     It may be dropped without a warning, awaited any number of times and from any loop, and given to
     `asyncio.create_task` or `asyncio.run_coroutine_threadsafe`.
 
     Args:
         latch: Is set when the closing is done.
-        inside: Says whether the caller is inside what is being closed. Waiting there would be waiting for
-            oneself, so awaiting returns at once.
+        inside: Says whether the caller is inside the thing that is being closed. It would wait for itself there,
+            so awaiting returns at once.
     """
 
     __slots__ = ("_driven", "_inside", "_latch")

@@ -32,7 +32,7 @@ from pydantic_ai.run import AgentRunResult
 __all__ = ("FinalTurnFilter", "FinalTurnOnly", "TextRetracted")
 
 FinalTurnOnly: TypeAlias = Literal[False, True, "retract"]
-"""What a run may be asked for: every turn's text, the last one's only, or each until it is taken back."""
+"""The text to show: every turn's, the last turn's only, or each turn's until it is taken back."""
 
 _WENT_ON: Final = frozenset({"tool_use", "tool_call", "tool_calls", "retry"})
 """The finish reasons after which there is another turn: strands', pydantic-ai's, OpenAI's and our own for a retry."""

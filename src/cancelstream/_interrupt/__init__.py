@@ -4,5 +4,5 @@ from ._deadline import DEADLINE as DEADLINE
 from ._deadline import Deadline as Deadline
 from ._driver import Interrupted as Interrupted
 from ._driver import Pull as Pull
-from ._driver import run_to_wait as run_to_wait
 from ._interruptible import Interruptible as Interruptible
+from ._letting_go import run_to_wait as run_to_wait

@@ -27,21 +27,15 @@ import asyncio
 import types
 from asyncio import CancelledError, Future, current_task
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from contextlib import suppress
 from typing import Any, Final, TypeVar, cast
 
 from ._attribution import INTERRUPTING, Attribution
+from ._letting_go import let_go
 from ._table import LOOKS, TRANSITIONS, Request, Stage
 
-__all__ = ("Interrupted", "Pull", "run_to_wait")
+__all__ = ("Interrupted", "Pull")
 
 T = TypeVar("T")
-
-LET_GO_THROWS: Final = 8
-"""Waits that are torn in one source that is let go: its own, and one in the cleanup of each of a few layers."""
-
-LET_GO_YIELDS: Final = 64
-"""Bare yields that a cleanup is run through at a time, without the loop. Closing a connection has a handful."""
 
 SPINS: Final = 1000
 """Bare yields in a row after which a deferred cancellation is thrown all the same, some 20 ms of a busy loop.
@@ -258,10 +252,10 @@ class Pull:
             if not attribution.record(error, at_bare_yield=waits_on is None, interrupted=interrupted):
                 return cast("Future[Any] | None", coroutine.send(None))
             if abandoned:
-                _let_go(coroutine)
+                let_go(coroutine)
                 raise Interrupted
         elif isinstance(error, GeneratorExit):  # our task is being destroyed
-            _let_go(coroutine)
+            let_go(coroutine)
             raise error
         return cast("Future[Any] | None", coroutine.throw(error))
 
@@ -282,7 +276,7 @@ class Pull:
             # It comes out of the future that is awaited, as asyncio does it.
             attribution.thrown, attribution.deferred = deferred, None
         if self._stage is Stage.ABANDONED:
-            _let_go(coroutine)
+            let_go(coroutine)
             raise Interrupted
         if not attribution.is_cleaning_up_for_the_consumer():
             self._awaited = waits_on
@@ -326,40 +320,6 @@ class _Release:
     def __call__(self, _done: Future[Any]) -> None:
         if not self._proxy.done():
             self._proxy.set_result(None)
-
-
-class _LetGo(BaseException):
-    """Thrown into a source that is let go; only sources ever see it.
-
-    Not `GeneratorExit`: through a chain of asynchronous generators Python passes that on by `close()`, which before
-    3.13 does not reach the inner ones and leaves them running for ever.
-    """
-
-
-def _let_go(coroutine: Coroutine[Any, Any, Any]) -> None:
-    """End a coroutine that does not end, or whose task is gone, as far as that goes without the loop.
-
-    Its cleanup runs through bare yields and is torn at its first wait: left suspended there, it would be finished
-    by the garbage collector, outside of any task.
-    """
-    with suppress(BaseException):
-        for _ in range(LET_GO_THROWS):
-            _run_through(coroutine, coroutine.throw(_LetGo()))
-
-
-def run_to_wait(awaitable: Awaitable[Any]) -> None:
-    """Run it without a task, through bare yields, and let it go at its first wait; an error of its own is dropped."""
-    coroutine = _coroutine(awaitable)
-    with suppress(BaseException):
-        _run_through(coroutine, coroutine.send(None))
-        _let_go(coroutine)
-
-
-def _run_through(coroutine: Coroutine[Any, Any, Any], waits_on: Any) -> None:
-    for _ in range(LET_GO_YIELDS):
-        if waits_on is not None:
-            return
-        waits_on = coroutine.send(None)
 
 
 async def _coroutine(awaitable: Awaitable[T]) -> T:

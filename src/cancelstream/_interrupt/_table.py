@@ -29,7 +29,7 @@ class Stage(Enum):
 
 
 class Request(Enum):
-    """What changes the stage."""
+    """A request that changes the stage."""
 
     INTERRUPT = "interrupt"
     """The owner wants the pull to end."""

@@ -6,7 +6,7 @@ at once: its task is cancelled.
 
 Requests on one connection are answered one after the other, as HTTP/1.1 has it; further bytes wait in h11's buffer.
 
-Known limits: no `HEAD` and no `CONNECT`. What is not HTTP is closed without a word.
+Known limits: no `HEAD` and no `CONNECT`. A connection that does not speak HTTP is closed without a word.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Request:
 
 
 class Answering(Protocol):
-    """What answers one request."""
+    """Answers one request."""
 
     async def run(self) -> None:
         """Answer it; cancelled when the client leaves or the server is closed."""
@@ -53,7 +53,7 @@ class Answering(Protocol):
 
 
 class Watcher(Protocol):
-    """What a connection needs of its server."""
+    """The part of its server that a connection needs."""
 
     def opened(self, connection: Connection) -> int:
         """A client connected; returns the connection's number."""

@@ -52,7 +52,7 @@ class Player:
         self._record.end("client", disconnect=how)
 
     def over(self) -> None:
-        """What has not ended by now was ended by the server's own end."""
+        """Record the server's own end for an answer that has not ended by now."""
         self._record.end("server")
 
     async def _answer(self, turn: Answer) -> None:
@@ -167,7 +167,7 @@ class Player:
         await self._end(by, lambda: self._connection.respond(status, {**_JSON, **headers}, body))
 
     async def _end(self, by: Literal["complete", "script"], write: Callable[[], None]) -> None:
-        """Write the last bytes: whoever has read them finds the end on record."""
+        """Write the last bytes: a client that has read them finds the end on record."""
         with self._record.held():
             write()
             if self._connection.is_flushed:

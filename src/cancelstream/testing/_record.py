@@ -1,4 +1,4 @@
-"""What the server saw of one request.
+"""One request, as the server saw it.
 
 Written by the server's thread, read and waited for by any other. All times are `time.monotonic()`, which on one
 machine is one clock for every thread and process.
@@ -79,7 +79,7 @@ class Record(Watched):
 
     @property
     def ended_by(self) -> Literal["complete", "client", "script", "server"] | None:
-        """What ended the answer, `None` while it goes on.
+        """How the answer ended, `None` while it goes on.
 
         `'complete'`: it was sent whole. `'client'`: the client went away. `'script'`: a `Cut` or `ErrorEvent`.
         `'server'`: the server was closed.
@@ -169,7 +169,7 @@ class KeptRecord(Record):
     """A record as the server keeps it."""
 
     def held(self) -> AbstractContextManager[object]:
-        """Inside this block, whoever asks how the answer ended waits."""
+        """Inside this block, every caller that asks how the answer ended waits."""
         return self._condition
 
     def add_chunk(self) -> None:

@@ -62,10 +62,10 @@ class Rendering(ABC):
 
     @abstractmethod
     def opening(self) -> list[Event]:
-        """What is sent as soon as the headers are."""
+        """The bytes that are sent together with the headers."""
 
     def chunk(self, chunk: Chunk) -> list[Event]:
-        """What one generated chunk makes."""
+        """The bytes of one generated chunk."""
         events: list[Event] = []
         item = self._item_of(chunk, events)
         self.generated += 1
@@ -74,7 +74,7 @@ class Rendering(ABC):
 
     @abstractmethod
     def ending(self) -> list[Event]:
-        """What ends a whole answer."""
+        """The bytes that end a whole answer."""
 
     @abstractmethod
     def failure(self, error: ErrorEvent) -> list[Event]:
@@ -123,7 +123,7 @@ class Rendering(ABC):
         return "".join(item.content for item in self.items if item.kind == kind) or None
 
     def usage(self, input_name: str, output_name: str, *, so_far: bool = False) -> Json | None:
-        """What is reported, under the names of one API: the whole, or what was generated `so_far`."""
+        """The reported usage, under the names of one API: of the whole answer, or of the part generated `so_far`."""
         usage = self.answer.usage
         if usage is None:
             return None

@@ -38,7 +38,7 @@ _FINISHES: Final = ("stop", "length", "tool_calls", "content_filter")
 
 @dataclass(frozen=True)
 class Usage:
-    """What the provider reports, whether or not the request asked for it.
+    """The usage that the provider reports, whether or not the request asked for it.
 
     Args:
         input_tokens: Tokens of the prompt.
@@ -219,13 +219,13 @@ class Chunk:
 
 
 Write: TypeAlias = tuple[Chunk | Event, ...]
-"""What goes out in one write."""
+"""The bytes of one write."""
 
 Part: TypeAlias = Write | Pause | Cut | ErrorEvent
 
 
 def parts(turn: Answer | Replay) -> Iterator[Part]:
-    """What a turn does, in order."""
+    """The steps of a turn, in order."""
     for step in turn.steps:
         if isinstance(step, Burst):
             inner = [piece for each in step.steps for piece in _pieces(each)]

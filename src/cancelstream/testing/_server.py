@@ -118,7 +118,7 @@ class ScriptedServer:
 
 
 class StartServer(Protocol):
-    """What the pytest fixture `scripted_server` is."""
+    """The type of the pytest fixture `scripted_server`."""
 
     def __call__(self, *turns: Turn, repeat: bool = False, ssl_context: ssl.SSLContext | None = None) -> ScriptedServer:
         """Start a `ScriptedServer`; it is closed when the test has ended."""

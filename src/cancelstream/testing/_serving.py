@@ -26,7 +26,7 @@ _START_AND_STOP: Final = 10.0
 
 
 class Serving(Watched):
-    """What `ScriptedServer` is inside: it answers request k with turn k. Any thread may call every method.
+    """The inside of a `ScriptedServer`: it answers request k with turn k. Any thread may call every method.
 
     Attributes:
         url: Where it listens, `None` while it does not.
@@ -108,7 +108,7 @@ class Serving(Watched):
         await server.wait_closed()
 
     def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """What asyncio would only log: a broken connection is the client's affair, anything else a bug of ours."""
+        """Keep an error that asyncio would only log: a broken connection is the client's affair, others are bugs."""
         error = context.get("exception") or RuntimeError(context["message"])
         # (asyncio's debug mode tells here of the handshakes that closing cancels, too.)
         if not isinstance(error, OSError | asyncio.CancelledError):

@@ -88,7 +88,7 @@ class Gate(Watched):
         return True if self._reached else None
 
     async def pass_through(self) -> None:
-        """What the server does here."""
+        """The action of the server at this step."""
         with self._changing():
             self._reached = True
         await self._until(lambda: True if self._open else None, None, lambda: "a gate to open")
@@ -124,7 +124,7 @@ class ErrorEvent:
 
 Pause: TypeAlias = Gap | Gate | Silence
 Piece: TypeAlias = str | Pause | Cut
-"""What may stand in a text, in reasoning and in a tool's arguments."""
+"""The steps that a text, reasoning and a tool's arguments may hold."""
 
 
 # --- what the model generates -------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ class Watched:
 
     @contextlib.contextmanager
     def _changing(self) -> Generator[None]:
-        """Change state inside this block: whoever waits looks again when it is left."""
+        """Change state inside this block: every waiter looks again when it is left."""
         with self._condition:
             yield
             self._condition.notify_all()
