@@ -7,12 +7,17 @@ need live connections: they are in `engine/test_transport.py`.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
+from typing import Any
 
 import anyio
+import openai
 import pytest
+from openai import _streaming
 
 from cancelstream import _upstream
+from cancelstream._upstream import openai as upstream_openai
 from cancelstream._upstream.anyio import is_from_scope
 
 
@@ -48,3 +53,21 @@ async def test_anyio_names_its_scope_in_a_cancellation():
     task.cancel()
     await asyncio.wait([task])
     assert caught == [True, False]
+
+
+class TestOpenAI:
+    @pytest.mark.parametrize("kind", [openai.AsyncStream, openai.Stream])
+    def test_the_methods_that_chunks_pass_through(self, kind: type[Any]) -> None:
+        """A stream is a generator of `__stream__`, which reads `_iter_events`: these are what tracers patch."""
+        own = upstream_openai._OWN[kind]
+        assert {"__stream__", "_iter_events"} < own.keys()
+        assert len(own) == 4
+        assert all(upstream_openai._is_the_sdks(method) for method in own.values())
+
+    def test_the_iterator_and_its_decoder(self) -> None:
+        """A stream has its generator in `_iterator`, its decoder in `_decoder`, its client in `_client`."""
+        source = inspect.getsource(openai.AsyncStream.__init__)
+        assert "self._iterator = self.__stream__()" in source
+        for name in ("_options", "_client", "_decoder", "_cast_to"):
+            assert f"self.{name} = " in source
+        assert type(openai.AsyncOpenAI(api_key="none")._make_sse_decoder()).__module__ == _streaming.__name__

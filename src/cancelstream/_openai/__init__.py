@@ -7,6 +7,8 @@ from ._lane import FastLane as FastLane
 from ._mapping import Mapping as Mapping
 from ._pieces import CHAT as CHAT
 from ._pieces import RESPONSES as RESPONSES
+from ._refused import adopt as adopt
+from ._refused import discard as discard
 from ._stream import Asked as Asked
 from ._stream import asked_of as asked_of
 from ._stream import check_stream as check_stream

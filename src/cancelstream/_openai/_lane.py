@@ -6,7 +6,8 @@ that the stream's `response` is replaced, before the stream is iterated for the 
 was read and not decoded, and goes on from there.
 
 Known limits: how the SDK makes an object of a chunk is private to it. A stream of a version, a client or an option
-that is not known takes no fast lane; it is slower, and the same otherwise.
+that is not known takes no fast lane, and neither does one that a tracing library looks into (`_upstream/openai.py`): it
+is slower, and the same otherwise.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, ClassVar, Final, Self
 import openai
 
 from .._sse import EventDecoder
+from .._upstream.openai import reads_as_written
 
 __all__ = ("MORE", "BlockingLane", "FastLane")
 
@@ -49,11 +51,11 @@ class _Lane:
     def of(cls, stream: Any) -> Self | None:
         """The fast lane of a stream, `None` if it has to be read by the SDK."""
         try:
-            options, client, decoder = stream._options, stream._client, stream._decoder
+            options, client = stream._options, stream._client
             build = partial(client._process_response_data, cast_to=stream._cast_to, response=stream.response)
             is_plain = (
                 type(stream) is cls._kind
-                and type(decoder).__module__ == "openai._streaming"
+                and reads_as_written(stream)
                 and getattr(options, "stream_mode", "legacy") == "legacy"  # older versions have no other
                 and (options is None or not options.synthesize_event_and_data)
                 and not client._strict_response_validation

@@ -14,6 +14,8 @@ from typing import Any, Final, Literal, cast
 import openai
 from jiter import from_json
 
+from ._refused import is_adopted
+
 __all__ = ("Asked", "asked_of", "check_stream", "client_of")
 
 _EVENT_STREAMS: Final = ("", "text/event-stream", "text/plain", "application/octet-stream")
@@ -47,7 +49,7 @@ def check_stream(stream: Any, kind: type[openai.AsyncStream[Any]] | type[openai.
 
     Raises:
         TypeError: It is no such stream: it is the other client's, or another library's.
-        ValueError: It was read or closed before, or its response is no event stream.
+        ValueError: It was read, wrapped or closed before, or its response is no event stream.
     """
     given = f"{type(stream).__module__}.{type(stream).__qualname__}"
     may_be_awaited = hasattr(stream, "__await__")
@@ -64,10 +66,16 @@ def check_stream(stream: Any, kind: type[openai.AsyncStream[Any]] | type[openai.
         )
     if not isinstance(stream, kind):
         hint = "; a coroutine has to be awaited first" if may_be_awaited else ""
+        if hasattr(stream, "http_response"):
+            hint = ": leave out `with_raw_response`, the stream itself has the HTTP response as its `response`"
+        elif not may_be_awaited and hasattr(stream, "__aenter__") and not hasattr(stream, "__aiter__"):
+            hint = ": pass what `create(stream=True)` returns, not a context manager around it"
         raise TypeError(
             f"expected openai's {name}, as `create(stream=True)` returns it, not {given}{hint}"
             + (". `PeekableAsyncStream` wraps any other asynchronous stream" if kind is openai.AsyncStream else "")
         )
+    if is_adopted(stream):
+        raise ValueError("this stream was wrapped before: read the wrapper that it has")
     response = stream.response
     is_loaded = _is_loaded(response)
     if _is_exhausted(stream) if is_loaded else response.is_stream_consumed:

@@ -62,9 +62,13 @@ class OpenAIResponse(CancellableStreamedResponse):
 
     @classmethod
     def of(cls, stream: Any, request: Mapping[str, Any] | None) -> OpenAIResponse:
-        """A response that reads a stream that is open."""
-        _openai.check_stream(stream, openai.AsyncStream)
-        asked = _openai.asked_of(stream, request)
+        """A response that reads a stream that is open; one that is refused is closed."""
+        try:
+            _openai.check_stream(stream, openai.AsyncStream)
+            asked = _openai.asked_of(stream, request)
+        except Exception:
+            _openai.discard(stream)
+            raise
         response = cls(_meter(asked), asked.model)
         response._meter.sent()
         response._adopt(stream, asked)
@@ -86,6 +90,7 @@ class OpenAIResponse(CancellableStreamedResponse):
         return response
 
     def _adopt(self, stream: Any, asked: Asked) -> None:
+        _openai.adopt(stream)
         mapping = _openai.Mapping(
             responses_api=asked.api == "openai-responses",
             resumed=asked.resumed is not None,
@@ -109,8 +114,13 @@ class OpenAIResponse(CancellableStreamedResponse):
             stream = self._create()
             if hasattr(stream, "__await__"):
                 stream = await stream
-            _openai.check_stream(stream, openai.AsyncStream)
-            self._adopt(stream, _openai.asked_of(stream, self._request))
+            try:
+                _openai.check_stream(stream, openai.AsyncStream)
+                asked = _openai.asked_of(stream, self._request)
+            except Exception:
+                await _openai.discard(stream)
+                raise
+            self._adopt(stream, asked)
         return cast("StreamedResponse", self._inner)
 
     # --- reading ----------------------------------------------------------------------------------------------
@@ -363,6 +373,11 @@ def open_stream(create: Callable[..., Any], /, **kwargs: Any) -> CancellableStre
         raise TypeError(
             "open_stream needs a method of `AsyncOpenAI`, and this is one of `OpenAI`: use "
             "`cancelstream.sync.CancellableStream(create(..., stream=True))` for that"
+        )
+    if getattr(create, "__name__", None) == "stream" and str(getattr(create, "__module__", "")).startswith("openai."):
+        raise TypeError(
+            "open_stream calls the method that sends the request, and `stream` returns a helper around it: pass "
+            "`client.chat.completions.create` or `client.responses.create`, with the same arguments"
         )
     if kwargs.get("stream", True) is not True:
         raise ValueError(f"open_stream always streams, and was given stream={kwargs['stream']!r}: leave it out")

@@ -118,7 +118,9 @@ class CancellableStreamedResponse(StreamedResponse):
 
         Raises:
             TypeError: `stream` is not one of these: it is a blocking client's, or another library's.
-            ValueError: It was read or closed before, or its response is no event stream.
+            ValueError: It was read, wrapped or closed before, or its response is no event stream.
+
+        What is refused is closed, unless it has a wrapper already.
         """
         from ._openai import OpenAIResponse  # a response itself, so it comes after this one
 

@@ -69,14 +69,21 @@ class CancellableStream(Generic[ChunkT]):
 
     Raises:
         TypeError: `stream` is not one of these: it is an asynchronous client's, or another library's.
-        ValueError: It was read or closed before, or its response is no event stream.
+        ValueError: It was read, wrapped or closed before, or its response is no event stream.
+
+    What is refused is closed, unless it has a wrapper already.
     """
 
     _is_over = True  # nothing to close until we are sure of the stream
 
     def __init__(self, stream: openai.Stream[ChunkT], request: Mapping[str, Any] | None = None) -> None:
-        _openai.check_stream(stream, openai.Stream)
-        asked = _openai.asked_of(stream, request)
+        try:
+            _openai.check_stream(stream, openai.Stream)
+            asked = _openai.asked_of(stream, request)
+        except Exception:
+            _openai.discard(stream)
+            raise
+        _openai.adopt(stream)
         self._stream = stream
         self._response = stream.response
         self._meter = Meter.for_openai(asked.request, api=asked.api, model=asked.model or None, url=asked.url)
@@ -96,7 +103,7 @@ class CancellableStream(Generic[ChunkT]):
         self._life = Life()
         self._account = threading.RLock()
         self._source: Iterator[Any] = (
-            stream if self._lane is None else _in_lane(self._lane, stream, self._life, self._account)
+            iter(stream) if self._lane is None else _in_lane(self._lane, stream, self._life, self._account)
         )
         self._events = EventDecoder() if self._lane is None else self._lane.events
         """What was read on the fast lane."""

@@ -1,0 +1,80 @@
+"""openai's SDK: what it keeps private and this package needs."""
+
+from __future__ import annotations
+
+from types import AsyncGeneratorType, FunctionType, GeneratorType
+from typing import Any, Final
+
+import openai
+from openai import _streaming
+
+from . import missing
+
+__all__ = ("iteration_of", "reads_as_written")
+
+_ITERATION: Final = ("__iter__", "__next__", "__aiter__", "__anext__", "__stream__", "_iter_events")
+"""The methods of a stream that its chunks pass through."""
+
+_READS: Final = ("aiter_bytes", "aiter_raw", "iter_bytes", "iter_raw")
+"""The methods of an HTTP response that a stream's bytes come from."""
+
+_OWN: Final[dict[type[Any], dict[str, Any]]] = {
+    kind: {name: vars(kind)[name] for name in _ITERATION if name in vars(kind)}
+    for kind in (openai.AsyncStream, openai.Stream)
+}
+"""These methods as they were when this module was imported."""
+
+
+def reads_as_written(stream: Any) -> bool:
+    """Whether a stream that nothing was read from yet would be read by the SDK's own code and by nothing else.
+
+    Tracing libraries look into a stream in one of four ways: they replace its `_iterator` (Sentry, Langfuse, MLflow),
+    patch a method of its class (New Relic), return a subclass, or a proxy of it. Reading past them would leave their
+    spans empty. Where a name of the SDK's is gone the answer is false: the stream is read by the SDK, which costs more.
+    """
+    kind = type(stream)
+    own = _OWN.get(kind)
+    if own is None:
+        return False
+    if "__stream__" not in own or not hasattr(stream, "_iterator"):
+        missing("openai", f"{kind.__name__}._iterator", "its streams are read by the SDK, which costs more")
+        return False
+    return (
+        all(vars(kind).get(name) is method and _is_the_sdks(method) for name, method in own.items())
+        and vars(stream).keys().isdisjoint(_ITERATION)
+        and _is_untouched(stream._iterator, stream, own["__stream__"])
+        and type(getattr(stream, "_decoder", None)).__module__ == _streaming.__name__
+        and _reads_bytes_as_written(stream.response)
+    )
+
+
+def iteration_of(stream: Any) -> Any:
+    """What a stream takes its chunks from, the SDK's generator or what replaced it; `None` if the name is gone.
+
+    It refers to the stream, and the stream to it, so it has to be closed with the stream.
+    """
+    return getattr(stream, "_iterator", None)
+
+
+def _is_the_sdks(method: object) -> bool:
+    """Whether a function was written in the SDK's module: a wrapper around it says so, and has its own globals."""
+    return type(method) is FunctionType and method.__globals__ is vars(_streaming)
+
+
+def _is_untouched(iteration: object, stream: object, method: Any) -> bool:
+    """Whether this is what `method` returned for the stream, and has not begun."""
+    code = getattr(method, "__code__", None)
+    if type(iteration) is AsyncGeneratorType:
+        frame, written = iteration.ag_frame, iteration.ag_code
+    elif type(iteration) is GeneratorType:
+        frame, written = iteration.gi_frame, iteration.gi_code
+    else:
+        return False
+    # Its code sets further variables as soon as it begins.
+    return written is code and frame is not None and [*frame.f_locals.items()] == [("self", stream)]
+
+
+def _reads_bytes_as_written(response: Any) -> bool:
+    """Whether a response is httpx's own, and nobody has put another way to read it in place of its own."""
+    library = type(response).__module__.partition(".")[0]
+    return library in ("httpx", "httpx2") and vars(response).keys().isdisjoint(_READS)
