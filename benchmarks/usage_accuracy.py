@@ -9,7 +9,7 @@ deltas; the truth of a cut is the number of tokens, of the whole answer's own to
 that was delivered. Everything is printed twice: with the tokenizer extra, and with no tokenizer at hand; the goals are
 for the former. The exit status is 1 if a goal for a count was missed; costs depend on the machine's other work.
 
-Nothing is fitted here: the constants are in `cancelstream/_usage/`.
+Nothing is fitted here: the constants are in `cancelstream/_counting/`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from _recordings import Case, Row, about, input_of, is_openai, kind_of_request, 
 from _usage_costs import costs
 
 from cancelstream import _tokens
+from cancelstream._counting._families import family_of
 from cancelstream._usage import Count
-from cancelstream._usage._families import family_of
 
 CUTS = (0.25, 0.5, 0.75)
 

@@ -22,6 +22,7 @@ ROWS = [
     {"_interrupt", "_stops"},
     {"_peekable"},
     {"_tokens"},
+    {"_counting"},
     {"_usage", "_history", "_final_turn"},
     {"_sse"},
     {"_openai"},

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cancelstream import Count
-from cancelstream._usage._count import NOTHING, UsageRecord, as_count, as_price, join
+from cancelstream._counting import NOTHING, as_count, join
+from cancelstream._usage._record import UsageRecord, as_price
 
 REPORTED = Count.reported(7)
 ESTIMATED = Count.estimated(10, 8, 12, "deltas")

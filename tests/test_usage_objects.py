@@ -29,8 +29,9 @@ from pydantic_ai.usage import RequestUsage, RunUsage, UsageLimits
 from pydantic_core import to_json
 
 from cancelstream import CostRange, Count, ResponseUsage, StreamUsage
-from cancelstream._usage._count import NOTHING, UsageRecord
+from cancelstream._counting import NOTHING
 from cancelstream._usage._objects import fill
+from cancelstream._usage._record import UsageRecord
 from cancelstream._usage._reported import NONE, Reported
 
 ESTIMATED = UsageRecord(

@@ -35,12 +35,12 @@ from pydantic_ai.output import OutputObjectDefinition
 from pydantic_ai.tools import ToolDefinition
 
 from cancelstream import _tokens
+from cancelstream._counting._families import family_of
+from cancelstream._counting._input import count_prompt
+from cancelstream._counting._prompt import Prompt, Schema, Turn, from_chat, from_responses
+from cancelstream._counting._prompt_messages import from_messages
+from cancelstream._counting._schema import Tool, compact, declarations, response_format
 from cancelstream._usage import Count, Meter
-from cancelstream._usage._families import family_of
-from cancelstream._usage._input import count_prompt
-from cancelstream._usage._prompt import Prompt, Schema, Turn, from_chat, from_responses
-from cancelstream._usage._prompt_messages import from_messages
-from cancelstream._usage._schema import Tool, compact, declarations, response_format
 
 WEATHER = {
     "type": "object",

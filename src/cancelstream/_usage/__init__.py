@@ -1,13 +1,13 @@
 """Counts, bounds, where they came from, and what they cost.
 
-Read `_count` first (what is known of one number), then `_meter` (one response, while it streams) and `_objects` (what
-users see). Nothing in this room awaits or touches a network.
+Read `_meter` first (one response, while it streams), then `_record` (what is known of it) and `_objects` (what users
+see). Counting itself is the room above. Nothing in this room awaits or touches a network.
 """
 
+from .._counting import Api, Count, Source
 from ._cost import CostRange
-from ._count import Count, Provenance, Source
 from ._meter import Meter, prepare
 from ._objects import ResponseUsage, StreamUsage
-from ._prompt import Api
+from ._record import Provenance
 
 __all__ = ("Api", "CostRange", "Count", "Meter", "Provenance", "ResponseUsage", "Source", "StreamUsage", "prepare")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, cast
 
-from ._delivered import Delivered
+from .._counting import Delivered
 from ._reported import NONE, field_of, from_wire
 
 __all__ = ("Reader",)

@@ -15,7 +15,7 @@ from decimal import Decimal
 from genai_prices import calc_price
 from pydantic_ai.usage import RequestUsage
 
-from ._count import UsageRecord
+from ._record import UsageRecord
 
 __all__ = ("CostRange", "cost_of")
 

@@ -29,15 +29,25 @@ from pydantic_ai.settings import ModelSettings
 from pydantic_ai.usage import RequestUsage
 
 from .. import _tokens
+from .._counting import (
+    NOTHING,
+    UNKNOWN,
+    Answer,
+    Api,
+    Count,
+    Delivered,
+    Family,
+    Prompt,
+    count_answer,
+    count_prompt,
+    family_of,
+    from_chat,
+    from_messages,
+    from_responses,
+)
 from ._chunks import Reader
-from ._count import NOTHING, Count, UsageRecord, bare_url
-from ._delivered import Delivered
-from ._families import UNKNOWN, Family, family_of
-from ._input import count_prompt
 from ._objects import ResponseUsage, fill
-from ._output import Answer, count_answer
-from ._prompt import Api, Prompt, from_chat, from_responses
-from ._prompt_messages import from_messages
+from ._record import UsageRecord, bare_url
 from ._reported import NONE, Reported, from_usage
 
 __all__ = ("Meter", "prepare")

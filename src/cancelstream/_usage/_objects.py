@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, ToolReturnPart
 from pydantic_ai.usage import RequestUsage, RunUsage
 
+from .._counting import Count, join
 from .._record import read_record
 from ._cost import CostRange, cost_of
-from ._count import Count, Provenance, UsageRecord, join
 from ._plain import joined, record_of_plain
+from ._record import Provenance, UsageRecord
 from ._reported import Reported
 
 __all__ = ("ResponseUsage", "StreamUsage", "fill", "record_of_message")

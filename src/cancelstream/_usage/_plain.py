@@ -7,7 +7,8 @@ from decimal import Decimal
 
 from pydantic_ai.usage import RequestUsage, RunUsage
 
-from ._count import NOTHING, Count, UsageRecord, as_count, as_price, join
+from .._counting import NOTHING, Count, as_count, join
+from ._record import UsageRecord, as_price
 from ._reported import counted_beside
 
 __all__ = ("joined", "record_of_plain")

@@ -13,7 +13,8 @@ from typing import Any, Final, cast
 
 from pydantic_ai.usage import RequestUsage, RunUsage
 
-from ._count import amounts, as_count, as_price
+from .._counting import as_count
+from ._record import amounts, as_price
 
 __all__ = ("NONE", "Reported", "counted_beside", "field_of", "from_usage", "from_wire")
 

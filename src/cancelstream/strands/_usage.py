@@ -25,9 +25,8 @@ from pydantic_ai.usage import RequestUsage
 from strands.types.content import Message
 from strands.types.streaming import StreamEvent
 
+from .._counting import Prompt, Tool, Turn
 from .._usage import Meter, ResponseUsage
-from .._usage._prompt import Prompt, Turn
-from .._usage._schema import Tool
 
 __all__ = ("CallMeter", "strands_usage")
 

@@ -1,114 +1,27 @@
-"""What is known about one number of tokens: its value, its bounds, where it came from.
+"""All that is known of one response's usage, as one frozen value, and its JSON.
 
-A `Count` never turns an unknown into a zero: `value` is `None` where no honest value exists, `low` is then still a
-bound that holds, and `high` is `None` where nothing bounds it from above. `UsageRecord` puts the four counts of one
-response together with what is needed to price them; it is frozen, and its JSON form holds numbers and names only,
-never prompt or answer text.
+`UsageRecord` puts the four counts of a response together with what is needed to price them. Its JSON form holds
+numbers and names only, never prompt or answer text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
-from functools import reduce
 from typing import Any, Final, Literal, cast
 from urllib.parse import urlsplit
 
-__all__ = (
-    "NOTHING",
-    "Count",
-    "Provenance",
-    "Source",
-    "UsageRecord",
-    "amounts",
-    "as_count",
-    "as_price",
-    "bare_url",
-    "join",
-)
+from .._counting import MOST, SOURCES, Count, Source, as_count
 
-Source = Literal["reported", "estimated", "unknown"]
-"""Where a count came from: the provider's own number, our estimate, or neither."""
+__all__ = ("Provenance", "UsageRecord", "amounts", "as_price", "bare_url")
 
 Provenance = Literal["reported", "estimated", "mixed", "unknown"]
 """Where a whole usage came from; `'mixed'` when its counts differ in that."""
 
-_MOST: Final = 2**53
-"""Larger numbers are taken for garbage: JSON itself is only exact up to here."""
-
-
-@dataclass(frozen=True, slots=True)
-class Count:
-    """A number of tokens with its bounds and its source.
-
-    Attributes:
-        value: The number, or `None` where no honest one exists.
-        low: A lower bound; 0 where nothing is known.
-        high: An upper bound, or `None` where there is none.
-        source: `'reported'` by the provider, `'estimated'` here, or `'unknown'`.
-        method: How it was found, such as `'usage_event'`, `'deltas'` or `'bpe:o200k_base'`; for people to read.
-    """
-
-    value: int | None
-    low: int
-    high: int | None
-    source: Source
-    method: str
-
-    @classmethod
-    def reported(cls, value: int, method: str = "usage_event") -> Count:
-        """The provider's own number."""
-        return cls(value, value, value, "reported", method)
-
-    @classmethod
-    def estimated(cls, value: int, low: int, high: int | None, method: str) -> Count:
-        """An estimate; the bounds are widened to hold the value if they do not."""
-        return cls(value, min(low, value), None if high is None else max(high, value), "estimated", method)
-
-    @classmethod
-    def unknown(cls, low: int = 0, high: int | None = None, method: str = "unknown") -> Count:
-        """No honest value, only bounds."""
-        return cls(None, low, high if high is None else max(low, high), "unknown", method)
-
-    def at_least(self, low: int, value: int | None = None) -> Count:
-        """The same count where more is known of it: a lower bound, and perhaps a value that it may not fall below."""
-        low = max(self.low, low)
-        high = self.high if self.high is None else max(self.high, low, value or 0)
-        if self.value is None:
-            return replace(self, low=low, high=high)
-        return replace(self, value=max(self.value, low, value or 0), low=low, high=high)
-
-    @property
-    def plain(self) -> int:
-        """The one number to show where only one fits: the value, else the lower bound."""
-        return self.low if self.value is None else self.value
-
-    def __add__(self, other: Count) -> Count:
-        """The sum, with the bounds of both; as uncertain as the less certain of the two."""
-        if not isinstance(other, Count):  # pyright: ignore[reportUnnecessaryIsInstance]
-            return NotImplemented
-        if self is NOTHING:
-            return other
-        if other is NOTHING:
-            return self
-        return Count(
-            None if self.value is None or other.value is None else self.value + other.value,
-            self.low + other.low,
-            None if self.high is None or other.high is None else self.high + other.high,
-            max(self.source, other.source, key=_UNCERTAINTY.__getitem__),
-            self.method if self.method == other.method else "sum",
-        )
-
-
 _COUNTS: Final = ("input", "output", "cached_input", "reasoning")
 _NAMES: Final = ("model", "provider", "provider_url")
-
-_UNCERTAINTY: Final[dict[Source, int]] = {"reported": 0, "estimated": 1, "unknown": 2}
-
-NOTHING: Final = Count(0, 0, 0, "estimated", "nothing_sent")
-"""The count of a request that was never sent: nothing, for certain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,24 +100,11 @@ class UsageRecord:
         )
 
 
-def join(counts: Iterable[Count]) -> Count:
-    """The sum of counts; nothing at all sums to a certain zero."""
-    return reduce(Count.__add__, counts, NOTHING)
-
-
-def as_count(value: object) -> int | None:
-    """A provider's number of tokens, or `None` where it is missing or cannot be one (negative, text, absurd)."""
-    if type(value) is float and value.is_integer():
-        value = int(value)
-    # `bool` is an `int`, and never a count.
-    return value if type(value) is int and 0 <= value <= _MOST else None
-
-
 def amounts(items: Iterable[tuple[object, object]]) -> tuple[tuple[str, int | float], ...]:
     """The named numbers among these that a provider may have counted; a duration need not be whole."""
     found: list[tuple[str, int | float]] = []
     for name, value in items:
-        amount = value if type(value) is float and 0 <= value <= _MOST else as_count(value)
+        amount = value if type(value) is float and 0 <= value <= MOST else as_count(value)
         if isinstance(name, str) and amount is not None:
             found.append((name, amount))
     return tuple(found)
@@ -254,11 +154,11 @@ def _count_from_json(data: object) -> Count | None:
         return None
     data = cast("Mapping[str, Any]", data)
     low, source, method = as_count(data.get("low")), data.get("source"), data.get("method")
-    if low is None or not isinstance(source, str) or source not in _UNCERTAINTY or not isinstance(method, str):
+    if low is None or not isinstance(source, str) or source not in SOURCES or not isinstance(method, str):
         return None
     value, high = data.get("value"), data.get("high")
     if (value is None) != (source == "unknown") or (high is not None and as_count(high) is None):
         return None
     if value is not None and (as_count(value) is None or not low <= value <= (value if high is None else high)):
         return None
-    return Count(value, low, high, source, method)
+    return Count(value, low, high, cast("Source", source), method)
