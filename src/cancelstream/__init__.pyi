@@ -1,0 +1,25 @@
+# The public names, and the room that each comes from: the one list of them. `__init__.py` reads it.
+from ._errors import CancellationUnsupported as CancellationUnsupported
+from ._errors import CancelStreamError as CancelStreamError
+from ._errors import IncompleteHistoryError as IncompleteHistoryError
+from ._errors import IncompleteOutputError as IncompleteOutputError
+from ._final_turn import FinalTurnFilter as FinalTurnFilter
+from ._final_turn import TextRetracted as TextRetracted
+from ._history import check_history as check_history
+from ._history import is_incomplete as is_incomplete
+from ._history import salvage as salvage
+from ._model import Cancellable as Cancellable
+from ._model import CancellableModel as CancellableModel
+from ._peekable import PeekableAsyncStream as PeekableAsyncStream
+from ._response import CancellableStreamedResponse as CancellableStreamedResponse
+from ._response import open_stream as open_stream
+from ._run import CancellableRun as CancellableRun
+from ._run import CancellableRunEvents as CancellableRunEvents
+from ._run import run_stream as run_stream
+from ._run import run_stream_events as run_stream_events
+from ._stops import MemoryStopRegistry as MemoryStopRegistry
+from ._stops import StopRegistry as StopRegistry
+from ._usage import CostRange as CostRange
+from ._usage import Count as Count
+from ._usage import ResponseUsage as ResponseUsage
+from ._usage import StreamUsage as StreamUsage
