@@ -10,55 +10,20 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 
 pytest.importorskip("redis", reason="needs cancelstream[redis]")
 
+from redis.asyncio import Redis
+from redis_support import LIMIT, Stream, fence, workers
 from web_support import RedisServer, free_port
 
-from cancelstream import redis as door
-from cancelstream.redis import RedisStopRegistry
-
-LIMIT = 10.0
+from cancelstream._stops import keys
+from cancelstream.redis import RedisStopRegistry, _client, _follow, _write
 
 SOON = 5.0
 """Seconds that something takes at most which is to be over in tenths, on a machine that may be busy."""
-
-
-class Stream:
-    """Something to stop, which notes the reasons it was stopped for."""
-
-    def __init__(self) -> None:
-        self.reasons: list[str] = []
-        self._stopped = asyncio.Event()
-
-    def cancel(self, reason: str) -> None:
-        self.reasons.append(reason)
-        self._stopped.set()
-
-    async def until_stopped(self, limit: float = LIMIT) -> None:
-        await asyncio.wait_for(self._stopped.wait(), limit)
-
-
-@asynccontextmanager
-async def workers(url: str, *, ttl: float = 60.0, stop_timeout: float = 1.5) -> AsyncIterator[list[RedisStopRegistry]]:
-    async with (
-        RedisStopRegistry.from_url(url, ttl=ttl, stop_timeout=stop_timeout) as a,
-        RedisStopRegistry.from_url(url, ttl=ttl, stop_timeout=stop_timeout) as b,
-    ):
-        yield [a, b]
-
-
-async def fence(a: RedisStopRegistry, b: RedisStopRegistry, limit: float = LIMIT) -> None:
-    """Return when A has read all that was written before: stops are read in the order they were written."""
-    stream = Stream()
-    with a.register(None, stream.cancel, owner="fence") as registration:
-        while await b.stop(registration.stop_id, owner="fence") == "unavailable":
-            pass  # where a test has a short `stop_timeout`, and the machine is slow
-        await stream.until_stopped(limit)
 
 
 # --- the way it goes --------------------------------------------------------------------------------------------
@@ -144,7 +109,7 @@ async def test_a_stop_before_its_worker_even_started_is_kept(redis_server: Redis
 async def test_a_worker_that_starts_reads_back_ttl_and_not_further(redis_server: RedisServer) -> None:
     now = int(time.time() * 1000)
     for stop_id, age in (("old", 70_000), ("recent", 50_000)):
-        owner_key, key = door.keys(stop_id, "me")
+        owner_key, key = keys(stop_id, "me")
         written = redis_server.command(
             "XADD", "cancelstream:stops:v1", f"{now - age}-0", "o", owner_key, "k", key, "r", "user"
         )
@@ -159,7 +124,7 @@ async def test_a_worker_that_starts_reads_back_ttl_and_not_further(redis_server:
 async def test_what_others_write_under_our_key_is_passed_over(redis_server: RedisServer) -> None:
     async with workers(redis_server.url) as (a, b):
         redis_server.command("XADD", "cancelstream:stops:v1", "*", "hello", "world")
-        owner_key, key = door.keys("a", "me")
+        owner_key, key = keys("a", "me")
         stream = Stream()
         a.register("a", stream.cancel, owner="me")
         redis_server.command(
@@ -171,7 +136,7 @@ async def test_what_others_write_under_our_key_is_passed_over(redis_server: Redi
 
 async def test_many_stops_at_once_arrive_and_open_few_connections(redis_server: RedisServer) -> None:
     async with workers(redis_server.url, stop_timeout=30) as (a, b):
-        streams = [Stream() for _ in range(4 * door.WRITERS)]
+        streams = [Stream() for _ in range(4 * _client.WRITERS)]
         ids = [a.register(None, stream.cancel, owner="me").stop_id for stream in streams]
         answers = await asyncio.gather(*(b.stop(stop_id, owner="me") for stop_id in ids))
         assert set(answers) == {"requested"}
@@ -179,7 +144,7 @@ async def test_many_stops_at_once_arrive_and_open_few_connections(redis_server: 
             await stream.until_stopped()
         assert [stream.reasons for stream in streams] == [["user"]] * len(streams)
         connections = redis_server.command("CLIENT", "LIST").count(b"id=")
-        assert connections <= door.WRITERS + 3  # with the two followers and the one that asks here
+        assert connections <= _client.WRITERS + 3  # with the two followers and the one that asks here
 
 
 async def test_a_unix_socket_will_do(redis_server: RedisServer) -> None:
@@ -192,15 +157,16 @@ async def test_a_unix_socket_will_do(redis_server: RedisServer) -> None:
     [
         [[b"key", [(b"1-0", {b"k": b"v"}), (None, None)]]],
         {b"key": [(b"1-0", {b"k": b"v"}), (None, None)]},
+        {b"key": [[(b"1-0", {b"k": b"v"}), (None, None)]]},
     ],
 )
-def test_both_shapes_that_redis_py_gives_a_reply_are_read(reply: object) -> None:
-    assert list(door._entries(reply)) == [(b"1-0", {b"k": b"v"})]
+def test_all_shapes_that_redis_py_gives_a_reply_are_read(reply: object) -> None:
+    assert list(_follow._entries(reply)) == [((1, 0), {b"k": b"v"})]
 
 
 @pytest.mark.parametrize("nothing", [None, [], {}])
 def test_no_news_is_read(nothing: object) -> None:
-    assert list(door._entries(nothing)) == []
+    assert list(_follow._entries(nothing)) == []
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------------
@@ -221,6 +187,83 @@ async def test_a_registry_is_entered_once_at_a_time(redis_server: RedisServer) -
                 await registry.__aenter__()
             async with RedisStopRegistry.from_url(redis_server.url) as b:
                 await fence(registry, b)
+
+
+def test_a_registry_is_for_one_event_loop_after_another(redis_server: RedisServer) -> None:
+    """A module's registry serves every test of a suite, with more stops at once than there are connections."""
+    a, b = (RedisStopRegistry.from_url(redis_server.url) for _ in range(2))
+
+    async def live() -> None:
+        async with a, b:
+            await fence(a, b)
+            await asyncio.gather(*(b.stop(str(number), owner="me") for number in range(3 * _client.WRITERS)))
+
+    for _ in range(2):
+        asyncio.run(live())
+
+
+def test_an_application_is_entered_by_each_test_of_its_suite(redis_server: RedisServer) -> None:
+    """A registry in a module, and a `TestClient` for each test, which has a loop of its own."""
+    testclient = pytest.importorskip("starlette.testclient", reason="needs cancelstream[starlette]")
+    from fastapi import FastAPI
+
+    from cancelstream.starlette import lifespan, stop_endpoint
+
+    registry = RedisStopRegistry.from_url(redis_server.url)
+    app = FastAPI(lifespan=lifespan(registry))
+    app.add_api_route("/stop/{stop_id}", stop_endpoint(registry, owner=lambda request: "me"), methods=["POST"])
+    for _ in range(3):
+        with testclient.TestClient(app) as client:
+            assert client.post("/stop/a").status_code == 202
+
+
+async def test_a_registry_that_nobody_enters_stops_from_one_event_loop_after_another(redis_server: RedisServer) -> None:
+    b = RedisStopRegistry.from_url(redis_server.url)
+
+    async def stop() -> str:
+        try:
+            return await b.stop("a", owner="me")
+        finally:
+            await b.__aexit__(None, None, None)
+
+    answers = [await asyncio.to_thread(asyncio.run, stop()) for _ in range(2)]
+    assert answers == ["requested"] * 2
+
+
+async def test_clients_that_are_made_otherwise(redis_server: RedisServer) -> None:
+    """Given as they are, or as functions, with either protocol."""
+    for protocol in (2, 3):
+
+        def make(protocol: int = protocol) -> Redis:
+            return Redis.from_url(redis_server.url, socket_timeout=5, protocol=protocol)
+
+        async with RedisStopRegistry(make(), make()) as a, RedisStopRegistry(make, make) as b:
+            for _ in range(2):
+                await fence(a, b)
+                await fence(b, a)
+
+
+def test_a_client_that_decodes_is_refused() -> None:
+    """It would be deaf, as digests are bytes."""
+    with pytest.raises(ValueError, match="decode_responses"):
+        RedisStopRegistry.from_url("redis://127.0.0.1:1?decode_responses=True")
+    with pytest.raises(ValueError, match="decode_responses"):
+        RedisStopRegistry(Redis(decode_responses=True), Redis)
+
+
+async def test_an_own_stream_that_cannot_be_stopped_is_not_asked_for_elsewhere(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its cancel raises here, and no other worker has it: nothing is written."""
+
+    def broken() -> None:
+        raise NotImplementedError("cannot be stopped")
+
+    async with workers(redis_server.url) as (a, _):
+        a.register("a", broken, owner="me")
+        assert await a.stop("a", owner="me") == "requested"
+        assert redis_server.command("XLEN", "cancelstream:stops:v1") == b":0\r\n"
+    assert "cancel callable raised" in caplog.text
 
 
 def test_times_are_above_zero() -> None:
@@ -254,16 +297,15 @@ async def test_a_worker_hears_of_a_stop_that_came_while_it_was_cut_off(redis_ser
         stream = Stream()
         a.register("a", stream.cancel, owner="me")
         await fence(a, b)
-        position = a._position
-        assert a._following is not None
-        while not a._following.done():  # what redis-py waits with may lose a cancellation
-            a._following.cancel()
-            await asyncio.wait([a._following], timeout=0.1)
+        assert a._follower is not None
+        assert a._follower._place is not None
+        read_to, _ = a._follower._place
+        await a._follower.stop()
         assert await b.stop("a", owner="me") == "requested"
         assert stream.reasons == []
-        while redis_server_ms(redis_server) - int((position or b"").split(b"-")[0]) < 100:
+        while redis_server_ms(redis_server) - read_to < 100:
             await asyncio.sleep(0.01)
-        a._following = asyncio.create_task(a._follow())
+        a._follower.start()
         await stream.until_stopped()
 
 
@@ -305,8 +347,8 @@ async def test_a_server_whose_clock_is_behind_takes_over(redis_server: RedisServ
         ahead = int((time.time() + 3600) * 1000)
         redis_server.command("XADD", "cancelstream:stops:v1", f"{ahead}-0", "any", "thing")
         await fence(a, b)
-        assert a._position is not None
-        assert int(a._position.split(b"-")[0]) >= ahead
+        assert a._follower is not None
+        assert (a._follower._place or (0, 0))[0] >= ahead
         redis_server.kill()
         redis_server.start()
         await fence(a, b)
@@ -339,8 +381,8 @@ async def test_redis_frozen_for_longer_than_the_follower_waits(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stop meanwhile answers in time that it is not known, streams live on, and nothing is mixed up afterwards."""
-    monkeypatch.setattr(door, "READ_TIMEOUT", 0.4)
-    monkeypatch.setattr(door, "BLOCK", 0.2)
+    monkeypatch.setattr(_client, "READ_TIMEOUT", 0.4)
+    monkeypatch.setattr(_follow, "BLOCK", 0.2)
     await frozen(redis_server, 1.0)
 
 
@@ -389,7 +431,7 @@ async def test_a_follower_outlives_whatever_a_reply_holds(
     async with workers(redis_server.url) as (a, b):
         await fence(a, b)
         with monkeypatch.context() as broken:
-            broken.setattr(door, "_entries", lambda reply: 1 / 0)
+            broken.setattr(_follow, "_entries", lambda reply: 1 / 0)
             await b.stop("x", owner="me")
             while "cut off" not in caplog.text:
                 await asyncio.sleep(0.01)
@@ -407,14 +449,14 @@ async def test_a_stop_ends_in_time_even_if_redis_py_loses_its_cancellation(
         raise ConnectionError("as if nothing had been")
 
     async with workers(redis_server.url, stop_timeout=0.1) as (_, b):
-        monkeypatch.setattr(b._writer, "xadd", lost)
+        monkeypatch.setattr(b._writing(), "xadd", lost)
         assert await asyncio.wait_for(b.stop("a", owner="me"), LIMIT) == "unavailable"
 
 
 async def test_leaving_does_not_wait_for_a_frozen_redis(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(door, "READ_TIMEOUT", 60)
+    monkeypatch.setattr(_client, "READ_TIMEOUT", 60)
     async with workers(redis_server.url, stop_timeout=0.2) as (a, b):
         await fence(a, b)
         redis_server.freeze()
@@ -427,12 +469,12 @@ async def test_a_start_that_is_cancelled_leaves_nothing() -> None:
     """The application gives up while the registry still waits for Redis."""
     registry = RedisStopRegistry.from_url(f"redis://127.0.0.1:{free_port()}", stop_timeout=30)
     entering = asyncio.create_task(registry.__aenter__())
-    while registry._following is None:
+    while registry._follower is None:
         await asyncio.sleep(0)
     entering.cancel()
     with pytest.raises(asyncio.CancelledError):
         await entering
-    assert registry._following is None
+    assert registry._follower is None
 
 
 # --- floods ------------------------------------------------------------------------------------------------------
@@ -442,7 +484,7 @@ async def test_redis_holds_a_bounded_number_of_stops(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis trims whole nodes of a hundred entries, so it is about that many."""
-    monkeypatch.setattr(door, "KEPT", 100)
+    monkeypatch.setattr(_write, "KEPT", 100)
     async with workers(redis_server.url) as (a, b):
         flood = "for i = 1, 500 do redis.call('XADD', KEYS[1], '*', 'o', 'x', 'k', 'x', 'r', 'x') end"
         redis_server.command("EVAL", flood, 1, "cancelstream:stops:v1")
@@ -457,13 +499,13 @@ async def test_a_million_random_stops_cost_redis_and_the_workers_bounded_memory(
     async with workers(redis_server.url, ttl=3600) as (a, b):
         await b.stop("early", owner="me")
         # As `stop()` writes them, but by Redis itself, ten thousand at a time.
-        owner_key, _ = door.keys("", "flood")
+        owner_key, _ = keys("", "flood")
         flood = (
             "for i = 1, 10000 do redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'o', ARGV[2], "
             "'k', string.sub(redis.sha1hex(ARGV[3] .. i), 1, 16), 'r', 'user') end"
         )
         for _ in range(100):
-            await b._writer.eval(flood, 1, b._key, door.KEPT, owner_key, secrets.token_urlsafe(18))
+            await b._writing().eval(flood, 1, b._key, _write.KEPT, owner_key, secrets.token_urlsafe(18))
         await fence(a, b, 600)
         used = redis_server.command("MEMORY", "USAGE", b._key, "SAMPLES", 0)
         assert int(used[1:]) < 10_000_000

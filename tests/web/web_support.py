@@ -26,11 +26,13 @@ LIMIT = 10.0
 NO_REDIS = "redis-server is missing: `apt-get install redis-server` (or valkey), or set CANCELSTREAM_REDIS_SERVER"
 
 
-def free_port() -> int:
+def free_port(*, below: int = 65_536) -> int:
     """A port of the loopback interface that is free now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    while True:
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            if (port := int(found.getsockname()[1])) < below:
+                return port
 
 
 class RedisServer:
@@ -51,13 +53,22 @@ class RedisServer:
         """Start it, empty, and wait until it listens."""
         where = ["--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", self.socket]
         nothing_kept = ["--save", "", "--appendonly", "no", "--dir", self._folder.name]
-        self._process = subprocess.Popen(
-            [self._program, *where, *nothing_kept, *settings], stdout=subprocess.PIPE, text=True
+        self._run(*where, *nothing_kept, *settings, until="eady to accept connections")
+
+    def start_as_sentinel(self, primary: int) -> None:
+        """Start it as a Sentinel that watches the server on this port, under the name `stops`."""
+        config = Path(self._folder.name) / "sentinel.conf"
+        config.write_text(
+            f"port {self.port}\nbind 127.0.0.1\ndir {self._folder.name}\nsentinel monitor stops 127.0.0.1 {primary} 1\n"
         )
+        self._run(str(config), "--sentinel", until="+monitor")
+
+    def _run(self, *arguments: str, until: str) -> None:
+        self._process = subprocess.Popen([self._program, *arguments], stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         # Ends with the process too; the test's own timeout is the limit.
         for line in self._process.stdout:
-            if "eady to accept connections" in line:
+            if until in line:
                 return
         raise RuntimeError(f"{self._program} did not start on port {self.port}")
 
