@@ -34,6 +34,7 @@ from pydantic_ai.models import (
     ModelRequestParameters,
     StreamedResponse,
 )
+from pydantic_ai.models.instrumented import InstrumentedModel
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.run import AgentRunResult
@@ -218,12 +219,14 @@ class Cancellable(AbstractCapability[Any]):
         if self.history not in (policies := get_args(HistoryPolicy)):
             raise ValueError(f"history={self.history!r} is no policy: use one of {', '.join(map(repr, policies))}")
         self._account: Account | None = None
+        self._agents_model: object = None
 
     async def for_run(self, ctx: RunContext[Any]) -> Cancellable:
         """A fresh instance for this run, with the account that was handed over for it, if one was."""
         own = replace(self)
         account = _handed_over.get()
         own._account = (Account() if account is None or account.taken else account).take()
+        own._agents_model = ctx.model
         return own
 
     async def wrap_run(self, ctx: RunContext[Any], *, handler: WrapRunHandler) -> AgentRunResult[Any]:
@@ -240,8 +243,17 @@ class Cancellable(AbstractCapability[Any]):
         return node
 
     def get_wrapper_model(self, model: Model) -> Model | None:
-        """Wrap each model that serves the run, once."""
+        """Wrap each model that serves the run, once.
+
+        A model that cannot stream is left as it is: pydantic-ai has its own words for that.
+        """
+        # pydantic-ai takes the agent's model out of its `InstrumentedModel`, opens the spans itself, and puts it back
+        # where a capability has another instance for each run: every request would have two spans.
+        if isinstance(model, InstrumentedModel) and model.wrapped is self._agents_model:
+            model = model.wrapped
         if isinstance(model, CancellableModel) and model.account is not None:
+            return None
+        if type(model).request_stream is Model.request_stream:
             return None
         wrapper = CancellableModel(model)
         wrapper.account = self._account

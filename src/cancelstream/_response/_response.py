@@ -232,7 +232,9 @@ class CancellableStreamedResponse(StreamedResponse):
             self._first_chunk_monotonic = time.perf_counter()
 
     def _keep(self) -> None:
-        if self._kept is None and self._inner is not None:
+        # A whole response stays the inner stream's: leaving its context may add to it, such as the model that a
+        # `FallbackModel` goes on with.
+        if self._kept is None and self._inner is not None and not self.is_whole:
             self._kept = self._inner.get()
 
     async def _found_end(self) -> None:
