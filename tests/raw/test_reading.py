@@ -231,7 +231,7 @@ async def test_the_message_is_there_at_any_time(sent: Sent) -> None:
         for _ in chunks:
             await anext(mine)
             await anext(theirs)
-            one_by_one._transcript.flush()
+            one_by_one._feed.transcript.flush()
             assert plain(response.get()) == plain(one_by_one.get())
 
 
@@ -305,13 +305,15 @@ async def test_a_chunk_that_the_sdk_cannot_build(monkeypatch: pytest.MonkeyPatch
         return build(data=data, **kwargs)
 
     async with await wrap(by_name("text")) as response:
-        monkeypatch.setattr(response._lane, "_build", functools.partial(failing, **response._lane._build.keywords))
+        monkeypatch.setattr(
+            response._feed._lane, "_build", functools.partial(failing, **response._feed._lane._build.keywords)
+        )
         chunks = response.chunks()
         assert [(await anext(chunks)).choices[0].delta.content for _ in range(2)] == ["", "Hello"]
         with pytest.raises(openai.APIResponseValidationError):
             await anext(chunks)
         await asyncio.wait_for(response._pull._closed.wait(), 5)
-        assert response._http.is_closed
+        assert response._feed.http.is_closed
         assert [chunk async for chunk in chunks] == []
     assert (response.get().text, response.get().state) == ("Hello", "incomplete")
     assert not response.cancelled
@@ -374,7 +376,7 @@ async def test_a_response_that_failed(name: str) -> None:
             with pytest.raises(ModelAPIError, match="It broke"):
                 await read_all(response, reading)
             await asyncio.wait_for(response._pull._closed.wait(), 5)
-            assert response._http.is_closed
+            assert response._feed.http.is_closed
         assert response.get().state == "incomplete"
     async with await wrap(sent) as response:
         await read_all(response, "chunks")

@@ -133,7 +133,7 @@ def _stream_inside(wrapper: object) -> Any:
     """The SDK's stream that this is, or that it refers to; `None` if there is none, or more than one."""
     level, seen = [wrapper], {id(wrapper)}
     for _ in range(DEPTH):
-        found = [each for each in level if isinstance(each, openai.AsyncStream | openai.Stream)]
+        found: list[Any] = [each for each in level if isinstance(each, openai.AsyncStream | openai.Stream)]
         if found:
             return found[0] if len(found) == 1 else None
         if len(seen) > LOOKS:

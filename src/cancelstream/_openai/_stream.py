@@ -52,7 +52,7 @@ def check_stream(stream: Any, kind: type[openai.AsyncStream[Any]] | type[openai.
         ValueError: It was read, wrapped or closed before, or its response is no event stream.
     """
     given = f"{type(stream).__module__}.{type(stream).__qualname__}"
-    may_be_awaited = hasattr(stream, "__await__")
+    hint = _hint(stream)
     name = "AsyncStream" if kind is openai.AsyncStream else "Stream"
     if isinstance(stream, openai.Stream) and kind is openai.AsyncStream:
         raise TypeError(
@@ -65,11 +65,6 @@ def check_stream(stream: Any, kind: type[openai.AsyncStream[Any]] | type[openai.
             "`CancellableStreamedResponse.from_openai(stream)`, or create it with `OpenAI`"
         )
     if not isinstance(stream, kind):
-        hint = "; a coroutine has to be awaited first" if may_be_awaited else ""
-        if hasattr(stream, "http_response"):
-            hint = ": leave out `with_raw_response`, the stream itself has the HTTP response as its `response`"
-        elif not may_be_awaited and hasattr(stream, "__aenter__") and not hasattr(stream, "__aiter__"):
-            hint = ": pass what `create(stream=True)` returns, not a context manager around it"
         raise TypeError(
             f"expected openai's {name}, as `create(stream=True)` returns it, not {given}{hint}"
             + (". `PeekableAsyncStream` wraps any other asynchronous stream" if kind is openai.AsyncStream else "")
@@ -119,6 +114,17 @@ def asked_of(stream: Any, request: Mapping[str, Any] | None = None) -> Asked:
         f"this stream answers {url.path!r}: only chat completions and Responses are understood. "
         "`PeekableAsyncStream` wraps any other asynchronous stream"
     )
+
+
+def _hint(given: Any) -> str:
+    """How something came instead of a stream."""
+    if hasattr(given, "__await__"):
+        return "; a coroutine has to be awaited first"
+    if hasattr(given, "http_response"):
+        return ": leave out `with_raw_response`, the stream itself has the HTTP response as its `response`"
+    if hasattr(given, "__aenter__") and not hasattr(given, "__aiter__"):
+        return ": pass what `create(stream=True)` returns, not a context manager around it"
+    return ""
 
 
 def client_of(stream: Any) -> Any:

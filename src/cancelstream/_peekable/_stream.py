@@ -72,7 +72,7 @@ class PeekableAsyncStream(Generic[T]):
     )
 
     def __init__(self, source: AsyncIterable[T]) -> None:
-        self._ended = True  # nothing to close until we are sure of the source
+        self._ended = DONE  # nothing to close until we are sure of the source
         if not hasattr(source, "__aiter__"):
             if hasattr(source, "__iter__"):
                 raise TypeError(
@@ -94,7 +94,8 @@ class PeekableAsyncStream(Generic[T]):
         # Made outside a loop, it is bound where it is first used.
         self._loop = _running_loop()
         self._made_at = _made_at(self._loop)
-        self._ended = False
+        # Shared with the finisher, which holds nothing of the stream that holds it.
+        self._ended = Latch()
 
     @property
     def cancelled(self) -> bool:
@@ -167,7 +168,7 @@ class PeekableAsyncStream(Generic[T]):
 
     async def _next_slowly(self) -> T:
         while True:
-            if self._pull.stopping or self._ended:
+            if self._pull.stopping or self._ended.is_set():
                 self._bind()
                 raise StopAsyncIteration
             if self._peeked is not _EMPTY:
@@ -202,7 +203,7 @@ class PeekableAsyncStream(Generic[T]):
 
     def _ended_quietly(self, error: BaseException) -> bool:
         """The source has ended with this: say whether the consumer's loop just ends."""
-        self._ended = True
+        self._ended.set()
         self._next = None
         if isinstance(error, StopAsyncIteration):
             self._life.apply(Event.END)
@@ -227,7 +228,7 @@ class PeekableAsyncStream(Generic[T]):
         """
         if self._life.apply(Event.CANCEL):
             self._stop()
-        elif self._ended and not self._pull.stopping:
+        elif self._ended.is_set() and not self._pull.stopping:
             return Closing(DONE)
         return Closing(self._closed, self._need_not_wait)
 
@@ -257,7 +258,7 @@ class PeekableAsyncStream(Generic[T]):
         await self.close()
 
     def __del__(self) -> None:
-        if self._ended or self._pull.stopping:
+        if self._ended.is_set() or self._pull.stopping:
             return
         self._life.apply(Event.LEAVE)
         self._stop()  # the finisher keeps us until it is done
@@ -288,7 +289,7 @@ class PeekableAsyncStream(Generic[T]):
 
         For a stream that was stopped; on the reader's own thread, or while whoever runs the loop keeps it from running.
         """
-        if not self._ended and self._pull.stopping and self._unread is None:
+        if not self._ended.is_set() and self._pull.stopping and self._unread is None:
             self._unread = http.shut_and_report_loss(getattr(self.source, "response", None))
 
     def _inside(self) -> bool:
@@ -315,7 +316,7 @@ class PeekableAsyncStream(Generic[T]):
             if self._peeked is not _EMPTY:
                 self._late.append(self._peeked)
                 self._peeked = _EMPTY
-            self._finisher = Finisher(self.source, self._iterator, self._pull, lambda: self._ended, self._late)
+            self._finisher = Finisher(self.source, self._iterator, self._pull, self._ended.is_set, self._late)
             complete = self._life.state is State.COMPLETE
             self._finisher.start(self._closed, complete=complete, unread=self._unread)
 

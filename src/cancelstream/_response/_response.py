@@ -15,13 +15,11 @@ Known limit. Whether a provider has reported usage is read from a private attrib
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import Any, Self, cast
 
 import anyio
 from openai import AsyncStream
@@ -36,16 +34,25 @@ from .._openai import Growing, text_of
 from .._peekable import PeekableAsyncStream
 from .._state import Event, Life, State, checked_reason
 from .._usage import Meter, ResponseUsage
-from ._direct import read_directly
-from ._source import Events, Source
+from ._feed_agent import LEAVE_TIMEOUT, AgentFeed, Opener
+from ._iteration import Events
 
-__all__ = ("LEAVE_TIMEOUT", "CancellableStreamedResponse")
+__all__ = ("CancellableStreamedResponse",)
 
-LEAVE_TIMEOUT: Final = 10.0
-"""Seconds that leaving may wait for a stream to close: anyio's guide names this for cleaning up under a shield."""
 
-Opener = Callable[[], AbstractAsyncContextManager[StreamedResponse]]
-"""Makes the context of a request; nothing is sent before it is entered."""
+class _OnFeed:
+    """An attribute that pydantic-ai keeps on a stream, and the feed of ours."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, response: CancellableStreamedResponse | None, owner: type[object] | None = None) -> Any:
+        feed = None if response is None else response._feed
+        return None if feed is None else getattr(feed, self._name)
+
+    def __set__(self, response: CancellableStreamedResponse, value: object) -> None:
+        if response._feed is not None:
+            setattr(response._feed, self._name, value)
 
 
 class _Forwarded:
@@ -78,7 +85,11 @@ class CancellableStreamedResponse(StreamedResponse):
         TypeError: If `inner` is no pydantic-ai `StreamedResponse`.
     """
 
-    _inner: StreamedResponse | None = None
+    _feed: Any = None
+    """Where it reads from (`AgentFeed`), once it has one."""
+
+    _first_chunk_monotonic = cast("Any", _OnFeed("first_chunk_at"))
+    _request_deadline = cast("Any", _OnFeed("deadline"))
 
     # What pydantic-ai keeps on a stream while it runs is kept on the one inside, which is the one that runs.
     final_result_event = cast("Any", _Forwarded())
@@ -100,8 +111,8 @@ class CancellableStreamedResponse(StreamedResponse):
             )
         meter = Meter(model=inner.model_name, provider=inner.provider_name, provider_url=inner.provider_url)
         meter.sent()
-        self._begin(meter, inner.model_request_parameters)
-        self._inner = inner
+        life = Life()
+        self._begin(life, meter, AgentFeed(life, meter, inner=inner), inner.model_request_parameters)
 
     @classmethod
     def from_openai(
@@ -131,25 +142,22 @@ class CancellableStreamedResponse(StreamedResponse):
         cls, opener: Opener, *, model: Model, meter: Meter, parameters: ModelRequestParameters
     ) -> CancellableStreamedResponse:
         """A response whose request is sent on the first pull; `leave()` has to be awaited in the end."""
-        response = cls.__new__(cls)
-        response._begin(meter, parameters)
-        response._opener = opener
+        response, life = cls.__new__(cls), Life()
+        response._begin(life, meter, AgentFeed(life, meter, opener=opener), parameters)
         response._model = model
         return response
 
-    def _begin(self, meter: Meter, parameters: ModelRequestParameters, *, source: Any = None) -> None:
+    def _begin(self, life: Life, meter: Meter, feed: AgentFeed, parameters: ModelRequestParameters) -> None:
         super().__init__(model_request_parameters=parameters)
-        self._life = Life()
+        self._life = life
         self._meter = meter
-        self._opener: Opener | None = None
+        self._feed = feed
         self._model: Model | None = None
-        self._context: AbstractAsyncContextManager[StreamedResponse] | None = None
         self._born = datetime.now(UTC)
-        self._kept: ModelResponse | None = None
         self._record: dict[str, Any] = {}
         self._broken = False
         self._is_settled = False
-        self._pull = PeekableAsyncStream(source or Source(self))
+        self._pull = PeekableAsyncStream(feed)
         self.when_cut: Callable[[], Awaitable[None]] | None = None
         """Awaited in the pull that finds the stream cut, before its iteration ends: a run's place to settle."""
 
@@ -157,9 +165,7 @@ class CancellableStreamedResponse(StreamedResponse):
 
     def __aiter__(self) -> AsyncIterator[ModelResponseStreamEvent]:
         """The one iteration of this stream: a second loop goes on where the first one stopped."""
-        if self._event_iterator is None:
-            self._event_iterator = Events(self)
-        return self._event_iterator
+        return Events(self)
 
     async def _get_event_iterator(self) -> AsyncIterator[ModelResponseStreamEvent]:  # pragma: no cover
         # Never called: `__aiter__` is ours. The base class asks for it.
@@ -207,35 +213,12 @@ class CancellableStreamedResponse(StreamedResponse):
 
     async def open(self) -> StreamedResponse:
         """Open the request if it is not open yet, and return the stream inside."""
-        if self._inner is None:
-            context = cast("Opener", self._opener)()
-            self._meter.sent()
-            inner = await context.__aenter__()
-            # From here on there is something to leave; an opening that fails or is interrupted leaves by itself.
-            self._context = context
-            if self._request_deadline is not None:
-                inner._enforce_request_deadline(self._request_deadline)  # pyright: ignore[reportPrivateUsage]
-            read_directly(inner)
-            self._inner = inner
-        return self._inner
+        inner: StreamedResponse = await self._feed.open()
+        return inner
 
-    async def _read(self) -> AsyncIterator[ModelResponseStreamEvent]:
-        async for event in await self.open():
-            self._note_first_chunk()
-            yield event
-            # Whatever is read after a cancel is read to be counted, and is no part of what was delivered.
-            if self._life.state is not State.LIVE:
-                self._keep()
-
-    def _note_first_chunk(self) -> None:
-        if self._first_chunk_monotonic is None:
-            self._first_chunk_monotonic = time.perf_counter()
-
-    def _keep(self) -> None:
-        # A whole response stays the inner stream's: leaving its context may add to it, such as the model that a
-        # `FallbackModel` goes on with.
-        if self._kept is None and self._inner is not None and not self.is_whole:
-            self._kept = self._inner.get()
+    @property
+    def _inner(self) -> StreamedResponse | None:
+        return None if self._feed is None else self._feed.inner
 
     async def _found_end(self) -> None:
         """The iteration is over: by itself, or because the stream was cut."""
@@ -274,12 +257,10 @@ class CancellableStreamedResponse(StreamedResponse):
         return self._pull.cancel()
 
     def _require_a_way_to_stop(self) -> None:
-        """A request that we opened ends with its context; one that others opened needs `close_stream()`."""
-        inner = self._inner
-        if self._opener is None and inner is not None and type(inner).close_stream is StreamedResponse.close_stream:
+        if not self._feed.can_close:
             raise CancellationUnsupported(
-                f"{type(inner).__name__} has no close_stream(), so cancel() cannot stop it: leave the context it was "
-                "opened in, or open it through CancellableModel(model), which leaves that context for you"
+                f"{type(self._inner).__name__} has no close_stream(), so cancel() cannot stop it: leave the context it "
+                "was opened in, or open it through CancellableModel(model), which leaves that context for you"
             )
 
     def tell(self) -> None:
@@ -303,8 +284,9 @@ class CancellableStreamedResponse(StreamedResponse):
         self._life.apply(Event.LEAVE, reason)
         with anyio.move_on_after(LEAVE_TIMEOUT, shield=True):
             await self._pull.close()
-        self._keep()
-        context, self._context = self._context, None
+        feed = self._feed
+        feed.keep()
+        context, feed.context = feed.context, None
         try:
             if context is not None:
                 failed = error if self._life.state is State.FAILED else None
@@ -358,7 +340,7 @@ class CancellableStreamedResponse(StreamedResponse):
             self._meter.late(self._pull._late)  # pyright: ignore[reportPrivateUsage]
         if self._pull._lost:  # pyright: ignore[reportPrivateUsage]
             self._meter.lost()
-        kept = self._kept or (self._inner.get() if self._inner is not None else None)
+        kept = self._feed.kept or (self._inner.get() if self._inner is not None else None)
         self._meter.settle(
             parts=[] if kept is None else kept.parts,
             reported=self._reported(),
@@ -381,7 +363,7 @@ class CancellableStreamedResponse(StreamedResponse):
                 state="incomplete",
             )
         else:
-            response = self._kept or inner.get()
+            response = self._feed.kept or inner.get()
         state = self._life.state
         response = replace(response, usage=usage)
         # A server-side job that was only left goes on, and can be resumed; one that was cancelled cannot.

@@ -32,7 +32,7 @@ def reads_as_written(stream: Any) -> bool:
     patch a method of its class (New Relic), return a subclass, or a proxy of it. Reading past them would leave their
     spans empty. Where a name of the SDK's is gone the answer is false: the stream is read by the SDK, which costs more.
     """
-    kind = type(stream)
+    kind: Any = type(stream)
     own = _OWN.get(kind)
     if own is None:
         return False
@@ -41,7 +41,7 @@ def reads_as_written(stream: Any) -> bool:
         return False
     return (
         all(vars(kind).get(name) is method and _is_the_sdks(method) for name, method in own.items())
-        and vars(stream).keys().isdisjoint(_ITERATION)
+        and not any(name in vars(stream) for name in _ITERATION)
         and _is_untouched(stream._iterator, stream, own["__stream__"])
         and type(getattr(stream, "_decoder", None)).__module__ == _streaming.__name__
         and _reads_bytes_as_written(stream.response)
@@ -58,7 +58,7 @@ def iteration_of(stream: Any) -> Any:
 
 def _is_the_sdks(method: object) -> bool:
     """Whether a function was written in the SDK's module: a wrapper around it says so, and has its own globals."""
-    return type(method) is FunctionType and method.__globals__ is vars(_streaming)
+    return type(method) is FunctionType and method.__globals__.get("__name__") == _streaming.__name__
 
 
 def _is_untouched(iteration: object, stream: object, method: Any) -> bool:
@@ -76,5 +76,6 @@ def _is_untouched(iteration: object, stream: object, method: Any) -> bool:
 
 def _reads_bytes_as_written(response: Any) -> bool:
     """Whether a response is httpx's own, and nobody has put another way to read it in place of its own."""
-    library = type(response).__module__.partition(".")[0]
-    return library in ("httpx", "httpx2") and vars(response).keys().isdisjoint(_READS)
+    module: str = type(response).__module__
+    is_httpx = module.partition(".")[0] in ("httpx", "httpx2")
+    return is_httpx and not any(name in vars(response) for name in _READS)
