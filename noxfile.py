@@ -133,6 +133,7 @@ def benchmarks(session: nox.Session) -> None:
         "text_stream",
         "stop_latency",
         "sync_cancel",
+        "sync_run",
         "strands_cancel",
     )
     for name in names:

@@ -18,23 +18,33 @@ from pydantic_ai.models.test import TestModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from cancelstream import IncompleteOutputError
-from cancelstream.sync import run_stream
+from cancelstream.sync import _loops, run_stream
+from cancelstream.sync._loops import Reply
 from cancelstream.sync._run import BlockingRun
 from cancelstream.testing import Answer, ScriptedServer, Silence, StartServer, ToolCall
 
 from .conftest import LIMIT, SILENT, WHOLE
-from .threads import Running, in_thread, on_signal, soon
+from .threads import Running, in_thread, left_on, on_loop, on_signal, soon
 
 MakeAgent = Callable[[ScriptedServer], Agent[None, str]]
 
 NO_HEADERS = Answer(before_headers=Silence())
 
 
-@pytest.fixture(params=["httpx2", "httpx"])
-def make_agent(request: pytest.FixtureRequest, thread_loop: asyncio.AbstractEventLoop) -> Iterator[MakeAgent]:
-    """Make an agent whose client has room for one connection; what it left running in its loop fails the test."""
+@pytest.fixture(params=["httpx2", "httpx", "httpx2 in the background"])
+def make_agent(
+    request: pytest.FixtureRequest, thread_loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[MakeAgent]:
+    """Make an agent whose client has room for one connection; what it left running in its loop fails the test.
+
+    In the background its runs are on the loop that other threads share, as if this thread were not the main one.
+    """
     clients: list[AsyncOpenAI] = []
-    library: Any = httpx2 if request.param == "httpx2" else httpx
+    library: Any = httpx if request.param == "httpx" else httpx2
+    loop = thread_loop
+    if request.param.endswith("background"):
+        loop = _loops._shared_loop().loop
+        monkeypatch.setattr("cancelstream.sync._session.place_for_this_thread", _loops._shared_loop)
 
     def make(server: ScriptedServer) -> Agent[None, str]:
         limits = library.Limits(max_connections=1)
@@ -46,12 +56,10 @@ def make_agent(request: pytest.FixtureRequest, thread_loop: asyncio.AbstractEven
     threads = threading.active_count()
     yield make
     for client in clients:
-        thread_loop.run_until_complete(client.close())
-    for _ in range(50):
-        thread_loop.run_until_complete(asyncio.sleep(0))
-    assert not asyncio.all_tasks(thread_loop)
-    pool = getattr(thread_loop, "_default_executor", None)
-    assert threading.active_count() <= threads + len(getattr(pool, "_threads", ()))
+        on_loop(client.close, loop)
+    assert not left_on(loop)
+    pools = [getattr(each, "_default_executor", None) for each in (loop, thread_loop)]
+    assert threading.active_count() <= threads + sum(len(getattr(pool, "_threads", ())) for pool in pools)
 
 
 @pytest.fixture
@@ -101,7 +109,8 @@ def test_a_whole_run(make_agent: MakeAgent, scripted_server: StartServer) -> Non
     assert [message.kind for message in result.new_messages()] == ["request", "response"]
     for dumped in (result.all_messages_json(), result.new_messages_json()):
         assert len(ModelMessagesTypeAdapter.validate_json(dumped)) == 2
-    assert agent.run_sync("go").output == "0 1 2 ", "it is on the same loop, so the connections serve both"
+    if asyncio.get_event_loop() is result._session._place.loop:
+        assert agent.run_sync("go").output == "0 1 2 ", "it is on the same loop, so the connections serve both"
     check_serves(agent)
 
 
@@ -216,31 +225,47 @@ def test_between_two_pulls(who: str, make_agent: MakeAgent, server: ScriptedServ
     check_serves(agent)
 
 
-def test_when_the_loop_has_just_stopped(make_agent: MakeAgent, server: ScriptedServer) -> None:
-    """Whoever finds the loop being driven leaves the telling to it; if it was its last turn, we see to it."""
-    agent = make_agent(server)
-    with run_stream(agent, "go") as result:
-        texts = pieces(result)
+def test_when_the_loop_has_just_stopped(
+    make_agent: MakeAgent, server: ScriptedServer, scripted_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancel that finds the loop being driven for another run leaves the telling to the thread that drives it."""
+    agent = make_agent(scripted_server(WHOLE))
+    with run_stream(make_agent(server), "go") as result, run_stream(agent, "go") as other:
+        assert next(pieces(result)) == "0 "
+        texts = pieces(other)
         assert next(texts) == "0 "
-        with result._driving():
+        arrive = Reply.set
+
+        def overtaken(reply: Reply[Any], value: object) -> None:
             in_thread(lambda: result.cancel("enough"))
-            assert server.records[0].disconnected_at is None
+            arrive(reply, value)
+
+        monkeypatch.setattr(Reply, "set", overtaken)
+        assert next(texts) == "1 "
+        monkeypatch.undo()
         server.records[0].wait_disconnected(LIMIT)
-        assert [*texts] == []
-    check_serves(agent)
+    assert result.cancel_reason == "enough"
+    assert other.cancel_reason == "left"
 
 
-def test_a_piece_that_was_on_its_way(make_agent: MakeAgent, server: ScriptedServer) -> None:
+def test_a_piece_that_was_on_its_way(
+    make_agent: MakeAgent, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What another thread's cancel overtakes is dropped."""
     with run_stream(make_agent(server), "go") as result:
+        texts = pieces(result)
+        assert next(texts) == "0 "
+        arrive = Reply.set
 
-        def overtaken(**_: object) -> Iterator[str]:
+        def overtaken(reply: Reply[Any], value: object) -> None:
             in_thread(lambda: result.cancel("enough"))
-            yield "on its way"
+            arrive(reply, value)
 
-        result._bridge.stream_text = overtaken
-        assert [*result.stream_text()] == []
+        monkeypatch.setattr(Reply, "set", overtaken)
+        assert [*texts] == []
+        monkeypatch.undo()
     server.records[0].wait_disconnected(LIMIT)
+    check_cut(result, result.response.text, "enough")
 
 
 def test_break(make_agent: MakeAgent, server: ScriptedServer) -> None:
@@ -300,31 +325,6 @@ def test_many_threads_cancel(make_agent: MakeAgent, server: ScriptedServer) -> N
     assert reason.startswith("thread ")
     assert run.cancel_reason == reason
     check_serves(agent)
-
-
-def test_in_a_thread_of_its_own(scripted_server: StartServer) -> None:
-    """A run belongs to the thread that enters it; any other may cancel it."""
-    server = scripted_server(SILENT)
-    client = AsyncOpenAI(api_key="none", base_url=server.base_url, max_retries=0)
-    run = run_stream(Agent(OpenAIChatModel("m", provider=OpenAIProvider(openai_client=client))), "go")
-
-    def work() -> list[str]:
-        loop = asyncio.new_event_loop()
-        asyncio.set_event_loop(loop)
-        try:
-            with run as result:
-                return [*pieces(result)]
-        finally:
-            loop.run_until_complete(client.close())
-            loop.close()
-
-    working = Running(work)
-    server.wait_request(0, LIMIT).wait_chunks(3, LIMIT)
-    run.cancel("enough")
-    read = "".join(working.result())
-    assert (run.response.text or "").startswith(read), "a piece may have been on its way"
-    server.records[0].wait_disconnected(LIMIT)
-    assert run.cancel_reason == "enough"
 
 
 async def test_where_an_event_loop_runs() -> None:

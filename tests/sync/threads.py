@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -73,6 +74,28 @@ def soon(function: Callable[[], T]) -> Running[T]:
         return function()
 
     return Running(call)
+
+
+def on_loop(function: Callable[[], Awaitable[T]], loop: asyncio.AbstractEventLoop) -> T:
+    """What it returns on that loop, which runs in another thread or stands still."""
+
+    async def call() -> T:
+        return await function()
+
+    if loop.is_running():
+        return asyncio.run_coroutine_threadsafe(call(), loop).result(LIMIT)
+    return loop.run_until_complete(call())
+
+
+def left_on(loop: asyncio.AbstractEventLoop) -> set[asyncio.Task[Any]]:
+    """The tasks that are still there after some turns of the loop."""
+
+    async def look() -> set[asyncio.Task[Any]]:
+        for _ in range(50):
+            await asyncio.sleep(0)
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    return on_loop(look, loop)
 
 
 @contextmanager

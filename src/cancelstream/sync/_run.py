@@ -1,36 +1,30 @@
-"""`run_stream()` for code without `async`: a `CancellableRun` behind pydantic-ai's own bridge.
+"""`run_stream()` for code without `async`: a `CancellableRun` that any thread reads, stops and leaves.
 
-`StreamedRunResultSync` drives an asynchronous result on the thread's own event loop, the one `agent.run_sync()` uses,
-which keeps a client's connections on one loop, and it cleans up after Ctrl-C. Here it is given a `CancellableRun`,
-whose `cancel()` wakes that loop from any thread and from a signal handler: a signal's handler runs as soon as the
-main thread does, and a thread that waits in its event loop does.
+The run is on an event loop (`_loops`): in the main thread the loop that `agent.run_sync()` uses there, in all other
+threads one that they share and that runs in the background. `_session` enters and leaves it there, and reads it.
 
-Between two pulls the loop stands still, and so does all that `cancel()` leaves to it. Then whoever cancels tells the
-server: `_standstill` is held while the loop is driven, so who gets it, without waiting for it, knows that the loop
-stands still and stays so. It is reentrant: in a signal handler our own thread stands still by itself.
-
-Known limits. Between two pulls only an HTTP/1.1 server can be told; another one is told by the next pull, or by leaving
-the block. A run belongs to the thread that entered it, `cancel()` apart.
+Known limits. The main thread's loop stands still between two pulls: there `cancel()` tells an HTTP/1.1 server itself,
+and another one is told by the next pull, or by leaving the block. Connections of one client cannot be shared by two
+loops: an agent that serves runs of the main thread should not serve runs of other threads, too.
 """
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, cast, overload
+from typing import Any, Generic, Self, TypeVar, overload
 
 from pydantic_ai import ModelMessage
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.messages import ModelResponse, UserContent
 from pydantic_ai.output import OutputSpec
-from pydantic_ai.result import StreamedRunResultSync
 
 from .._errors import IncompleteOutputError
 from .._run import CancellableRun
 from .._usage import StreamUsage
+from ._loops import is_async
+from ._session import END, Session
 
 __all__ = ("BlockingRun", "run_stream")
 
@@ -41,13 +35,13 @@ OutputT = TypeVar("OutputT")
 class BlockingRun(Generic[OutputT]):
     """A streamed run of an agent in blocking code: cancellable from its birth, and entered with `with`.
 
-    Streams and reads like pydantic-ai's `StreamedRunResultSync`. Made by `run_stream()`.
+    Streams and reads like pydantic-ai's `StreamedRunResultSync`. Made by `run_stream()`. It may be entered, read,
+    stopped and left in different threads, one at a time; `cancel()` and what it was may be called from any at any time.
     """
 
     def __init__(self, run: CancellableRun[OutputT]) -> None:
         self._run = run
-        self._bridge: StreamedRunResultSync[Any, OutputT] | None = None
-        self._standstill = threading.RLock()
+        self._session: Session[OutputT] | None = None
 
     # --- entering and leaving ---------------------------------------------------------------------------------
 
@@ -57,36 +51,37 @@ class BlockingRun(Generic[OutputT]):
         Raises:
             RuntimeError: If an event loop is running in this thread, or the run was entered before.
         """
-        if self._bridge is not None:
+        if self._session is not None:
             raise RuntimeError("this run was entered before: call run_stream() again for another one")
-        if _is_async():
+        if is_async():
             raise RuntimeError(
                 "cancelstream.sync.run_stream blocks, and an event loop is running in this thread: use "
                 "`async with cancelstream.run_stream(...)` here, or `asyncio.to_thread`"
             )
-        with self._driving():
-            # Like the result that it is made for, ours is entered by it, and then asked for its streams.
-            self._bridge = StreamedRunResultSync(cast("Any", self._run))
+        self._session = Session(self._run)
+        self._session.enter()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Stop what has not ended, close everything, and settle the usage."""
-        bridge = self._entered()
-        with self._driving():
-            bridge.__exit__(kind, error, traceback)
+        """Stop what has not ended, close everything, and settle the usage.
 
-    @contextmanager
-    def _driving(self) -> Generator[None]:
-        """The event loop may run; whoever cancels leaves the telling to it."""
-        try:
-            with self._standstill:
-                yield
-        finally:
-            # Cancelled when the loop had just stopped, by somebody who found us still here.
-            if self._run.cancelled:
-                self._tell()
+        In a thread where an event loop runs it does not wait for that, because a host may drop a generator there.
+        """
+        self._entered().leave((kind, error, traceback))
+
+    def __del__(self) -> None:
+        session = getattr(self, "_session", None)
+        if session is not None and session.was_forgotten():
+            session.leave_soon()
+            warnings.warn(
+                "a run of cancelstream.sync.run_stream was entered and dropped without being left: use "
+                "`with run_stream(...) as result:`",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
 
     # --- stopping ---------------------------------------------------------------------------------------------
 
@@ -104,15 +99,8 @@ class BlockingRun(Generic[OutputT]):
             ValueError: If it is too long.
         """
         self._run.cancel(reason)
-        if self._run.cancelled:
-            self._tell()
-
-    def _tell(self) -> None:
-        if self._standstill.acquire(blocking=False):
-            try:
-                self._run.tell()
-            finally:
-                self._standstill.release()
+        if self._session is not None:
+            self._session.tell()
 
     @property
     def cancelled(self) -> bool:
@@ -133,7 +121,7 @@ class BlockingRun(Generic[OutputT]):
             delta: Whether to yield each piece by itself, or the whole text so far (the default).
             debounce_by: Seconds over which pieces are grouped, `None` for each as it comes.
         """
-        return self._stream(lambda bridge: bridge.stream_text(delta=delta, debounce_by=debounce_by))
+        return self._stream(lambda run: run.stream_text(delta=delta, debounce_by=debounce_by))
 
     def stream_output(self, *, debounce_by: float | None = 0.1) -> Iterator[OutputT]:
         """Stream the validated output; ends without an error when the run is cancelled.
@@ -141,7 +129,7 @@ class BlockingRun(Generic[OutputT]):
         Args:
             debounce_by: Seconds over which pieces are grouped, `None` for each as it comes.
         """
-        return self._stream(lambda bridge: bridge.stream_output(debounce_by=debounce_by))
+        return self._stream(lambda run: run.stream_output(debounce_by=debounce_by))
 
     def stream_response(self, *, debounce_by: float | None = 0.1) -> Iterator[ModelResponse]:
         """Stream snapshots of the response; ends without an error when the run is cancelled.
@@ -149,21 +137,22 @@ class BlockingRun(Generic[OutputT]):
         Args:
             debounce_by: Seconds over which pieces are grouped, `None` for each as it comes.
         """
-        return self._stream(lambda bridge: bridge.stream_response(debounce_by=debounce_by))
+        return self._stream(lambda run: run.stream_response(debounce_by=debounce_by))
 
-    def _stream(self, start: Callable[[StreamedRunResultSync[Any, OutputT]], Iterator[T]]) -> Iterator[T]:
-        return self._items(start(self._entered()))
+    def _stream(self, start: Callable[[CancellableRun[OutputT]], AsyncIterator[T]]) -> Iterator[T]:
+        return self._items(self._entered(), start)
 
-    def _items(self, items: Iterator[T]) -> Iterator[T]:
-        while True:
-            with self._driving():
-                try:
-                    item = next(items)
-                except StopIteration:
-                    return
-            # What was on its way when the run was cut is dropped, and the bridge's own loop comes to its end.
-            if not self._run.cancelled:
-                yield item
+    def _items(
+        self, session: Session[OutputT], start: Callable[[CancellableRun[OutputT]], AsyncIterator[T]]
+    ) -> Iterator[T]:
+        stream = session.stream(start)
+        try:
+            while (item := stream.pull()) is not END:
+                # An item that was on its way when the run was cut is dropped, and the stream comes to its end.
+                if not self._run.cancelled:
+                    yield item
+        finally:
+            stream.close()
 
     def get_output(self) -> OutputT:
         """Read the stream to its end and return the validated output.
@@ -171,16 +160,18 @@ class BlockingRun(Generic[OutputT]):
         Raises:
             IncompleteOutputError: If the run was cut, before or meanwhile.
         """
-        bridge = self._entered()
+        session = self._entered()
         if self._run.cancelled:
             raise IncompleteOutputError(self._run.cancel_reason or "cancelled")
-        with self._driving():
-            return bridge.get_output()
+        return session.call(lambda run: run.get_output())
 
-    def _entered(self) -> StreamedRunResultSync[Any, OutputT]:
-        if self._bridge is None:
+    def _entered(self) -> Session[OutputT]:
+        if self._session is None:
             raise RuntimeError("this run was not entered: use `with run_stream(...) as result:`")
-        return self._bridge
+        return self._session
+
+    def _look(self, function: Callable[[CancellableRun[OutputT]], T]) -> T:
+        return function(self._run) if self._session is None else self._session.look(function)
 
     # --- what it was ------------------------------------------------------------------------------------------
 
@@ -190,36 +181,28 @@ class BlockingRun(Generic[OutputT]):
 
         Calling it, `usage()`, returns it too. It counts what was delivered: a provider may bill more.
         """
-        return self._run.usage
+        return self._look(lambda run: run.usage)
 
     @property
     def response(self) -> ModelResponse:
         """What arrived of the answer: `state='interrupted'`, with the reason, once the run was cut."""
-        return self._run.response
+        return self._look(lambda run: run.response)
 
     def all_messages(self) -> list[ModelMessage]:
         """The history and what this run added to it; ends in the cut response once the run was cut."""
-        return self._run.all_messages()
+        return self._look(lambda run: run.all_messages())
 
     def all_messages_json(self) -> bytes:
         """`all_messages()` as JSON, which `ModelMessagesTypeAdapter` reads back, also without this package."""
-        return self._run.all_messages_json()
+        return self._look(lambda run: run.all_messages_json())
 
     def new_messages(self) -> list[ModelMessage]:
         """What this run added to the history."""
-        return self._run.new_messages()
+        return self._look(lambda run: run.new_messages())
 
     def new_messages_json(self) -> bytes:
         """`new_messages()` as JSON, which `ModelMessagesTypeAdapter` reads back, also without this package."""
-        return self._run.new_messages_json()
-
-
-def _is_async() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
+        return self._look(lambda run: run.new_messages_json())
 
 
 @overload
@@ -243,8 +226,9 @@ def run_stream(
 ) -> BlockingRun[Any]:
     """Make a run of the agent that can be cancelled from now on; nothing is sent before it is entered.
 
-    `with run_stream(agent, prompt) as result:` enters it, and `result` is this same object. It runs on the event loop
-    of the thread that enters it, as `agent.run_stream_sync` does, and takes the first text for the final answer.
+    `with run_stream(agent, prompt) as result:` enters it, and `result` is this same object. As `agent.run_stream_sync`
+    it takes the first text for the final answer. Threads may share the agent, and pass the run to each other. In the
+    main thread the run is on the loop that `agent.run_sync()` uses there.
 
     Args:
         agent: The pydantic-ai agent.
