@@ -99,6 +99,13 @@ def docs(session: nox.Session) -> None:
     session.run("pytest", "README.md", "docs")
 
 
+@nox.session(python=PYTHONS[:1])
+def site(session: nox.Session) -> None:
+    """The documentation site, with the reference made of the docstrings; a link that leads nowhere fails."""
+    session.install("-e", f".[{ALL}]", *nox.project.dependency_groups(PROJECT, "site"))
+    session.run("zensical", "build", "--strict", "--clean")
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Format and lint."""
