@@ -15,6 +15,7 @@ from ._response import CancellableStreamedResponse as CancellableStreamedRespons
 from ._response import open_stream as open_stream
 from ._run import CancellableRun as CancellableRun
 from ._run import CancellableRunEvents as CancellableRunEvents
+from ._run import RunOptions as RunOptions
 from ._run import run_stream as run_stream
 from ._run import run_stream_events as run_stream_events
 from ._stops import MemoryStopRegistry as MemoryStopRegistry

@@ -6,7 +6,9 @@ streams the final answer; `_events.py` is `run_stream_events()`, which streams e
 
 from ._events import CancellableRunEvents as CancellableRunEvents
 from ._events import run_stream_events as run_stream_events
+from ._options import RunOptions as RunOptions
+from ._options import accept_options as accept_options
 from ._result import CancellableRun as CancellableRun
 from ._result import run_stream as run_stream
 
-__all__ = ("CancellableRun", "CancellableRunEvents", "run_stream", "run_stream_events")
+__all__ = ("CancellableRun", "CancellableRunEvents", "RunOptions", "accept_options", "run_stream", "run_stream_events")

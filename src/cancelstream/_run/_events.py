@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import Any, Generic, Self, TypeVar, Unpack, overload
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
@@ -37,12 +37,14 @@ from .._model import hand_over
 from .._response import LEAVE_TIMEOUT, CancellableStreamedResponse
 from .._state import Event, State
 from ._handle import RunHandle
+from ._options import RunOptions, accept_options
 from ._text import RunningText, texts_of
 
 __all__ = ("CancellableRunEvents", "run_stream_events")
 
 T = TypeVar("T")
 OutputT = TypeVar("OutputT")
+DepsT = TypeVar("DepsT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,23 +373,24 @@ def _note_failure(task: asyncio.Task[Any]) -> None:
 
 @overload
 def run_stream_events(
-    agent: AbstractAgent[Any, Any],
+    agent: AbstractAgent[DepsT, OutputT],
     user_prompt: str | Sequence[UserContent] | None = None,
     *,
-    output_type: OutputSpec[T],
+    output_type: None = None,
     final_turn_only: FinalTurnOnly = False,
-    **kwargs: Any,
-) -> CancellableRunEvents[T]: ...
+    **options: Unpack[RunOptions[DepsT]],
+) -> CancellableRunEvents[OutputT]: ...
 
 
 @overload
 def run_stream_events(
-    agent: AbstractAgent[Any, OutputT],
+    agent: AbstractAgent[DepsT, Any],
     user_prompt: str | Sequence[UserContent] | None = None,
     *,
+    output_type: OutputSpec[T],
     final_turn_only: FinalTurnOnly = False,
-    **kwargs: Any,
-) -> CancellableRunEvents[OutputT]: ...
+    **options: Unpack[RunOptions[DepsT]],
+) -> CancellableRunEvents[T]: ...
 
 
 def run_stream_events(
@@ -395,7 +398,7 @@ def run_stream_events(
     user_prompt: str | Sequence[UserContent] | None = None,
     *,
     final_turn_only: FinalTurnOnly = False,
-    **kwargs: Any,
+    **options: Any,
 ) -> CancellableRunEvents[Any]:
     """Make a run of the agent that can be cancelled from now on and gives the events of every turn.
 
@@ -409,12 +412,14 @@ def run_stream_events(
             `'retract'` shows it at once and adds a `TextRetracted` event if it was not. Everything but text passes
             in any case, so the reasoning of earlier turns still shows. When the run is cancelled or fails, the text
             of the turn in flight is released. `False` (the default) changes nothing.
-        kwargs: Whatever else the agent's own `run_stream_events` takes. Its `cancellation_token` and `timeout`
-            raise as they do there.
+        options: The keyword arguments of the agent's own `run_stream_events`: see `RunOptions`. Its
+            `cancellation_token` and `timeout` raise as they do there.
 
     Raises:
-        TypeError: If `agent` is no pydantic-ai agent, `message_history` no list of its messages, or if an
-            `event_stream_handler` is given.
+        TypeError: If `agent` is no pydantic-ai agent, `message_history` no list of its messages, or an option is not
+            one that the agent's own method takes, as `event_stream_handler` is not.
         ValueError: If `final_turn_only` is none of the three.
     """
-    return CancellableRunEvents(agent, user_prompt, kwargs, final_turn_only)
+    run = CancellableRunEvents[Any](agent, user_prompt, options, final_turn_only)
+    accept_options(agent, "run_stream_events", options)
+    return run

@@ -53,8 +53,8 @@ class RunHandle(ABC):
         self._history = apply_policy(kwargs.get("message_history") or [], "allow")
         self._agent = agent
         self._prompt = user_prompt
-        # The agent's name would be looked for in our frames, where the variable is called `agent`.
-        self._kwargs: dict[str, Any] = {"infer_name": False, **kwargs}
+        # Left to pydantic-ai, the name would be looked for in our frames, where the variable is called `agent`.
+        self._kwargs: dict[str, Any] = {**kwargs, "infer_name": False}
         if not _is_cancellable(agent, self._kwargs.get("capabilities") or ()):
             self._kwargs["capabilities"] = [*(self._kwargs.get("capabilities") or ()), Cancellable()]
         self._life = Life()

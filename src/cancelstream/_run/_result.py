@@ -19,11 +19,11 @@ from contextlib import AbstractAsyncContextManager, suppress
 from copy import copy
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar, overload
+from typing import Any, Final, Generic, Self, TypeVar, Unpack, overload
 
 import anyio
 from pydantic_ai import ModelMessage, ModelMessagesTypeAdapter
-from pydantic_ai.agent import AbstractAgent
+from pydantic_ai.agent import AbstractAgent, EventStreamHandler
 from pydantic_ai.exceptions import RunCancelled, RunTimedOut
 from pydantic_ai.messages import ModelResponse, UserContent
 from pydantic_ai.output import OutputSpec
@@ -36,11 +36,13 @@ from .._interrupt import Interrupted, Interruptible
 from .._model import hand_over
 from .._state import Event, State
 from ._handle import RunHandle
+from ._options import RunOptions, accept_options
 
 __all__ = ("CancellableRun", "run_stream")
 
 T = TypeVar("T")
 OutputT = TypeVar("OutputT")
+DepsT = TypeVar("DepsT")
 
 LEAVE_TIMEOUT: Final = 10.0
 """Seconds that leaving may take to stop a run: anyio's guide names this for cleaning up under a shield."""
@@ -358,22 +360,28 @@ async def _only(get: Callable[[], Awaitable[T]]) -> AsyncIterator[T]:
 
 @overload
 def run_stream(
-    agent: AbstractAgent[Any, Any],
+    agent: AbstractAgent[DepsT, OutputT],
     user_prompt: str | Sequence[UserContent] | None = None,
     *,
-    output_type: OutputSpec[T],
-    **kwargs: Any,
-) -> CancellableRun[T]: ...
+    output_type: None = None,
+    event_stream_handler: EventStreamHandler[DepsT] | None = None,
+    **options: Unpack[RunOptions[DepsT]],
+) -> CancellableRun[OutputT]: ...
 
 
 @overload
 def run_stream(
-    agent: AbstractAgent[Any, OutputT], user_prompt: str | Sequence[UserContent] | None = None, **kwargs: Any
-) -> CancellableRun[OutputT]: ...
+    agent: AbstractAgent[DepsT, Any],
+    user_prompt: str | Sequence[UserContent] | None = None,
+    *,
+    output_type: OutputSpec[T],
+    event_stream_handler: EventStreamHandler[DepsT] | None = None,
+    **options: Unpack[RunOptions[DepsT]],
+) -> CancellableRun[T]: ...
 
 
 def run_stream(
-    agent: AbstractAgent[Any, Any], user_prompt: str | Sequence[UserContent] | None = None, **kwargs: Any
+    agent: AbstractAgent[Any, Any], user_prompt: str | Sequence[UserContent] | None = None, **options: Any
 ) -> CancellableRun[Any]:
     """Make a run of the agent that can be cancelled from now on; nothing is sent before it is entered.
 
@@ -383,10 +391,13 @@ def run_stream(
     Args:
         agent: The pydantic-ai agent.
         user_prompt: The prompt, `None` to go on from `message_history`.
-        kwargs: Whatever else the agent's own `run_stream` takes. Its `cancellation_token` and `timeout` raise as
-            they do there.
+        options: The keyword arguments of the agent's own `run_stream`: see `RunOptions`. Its `cancellation_token` and
+            `timeout` raise as they do there.
 
     Raises:
-        TypeError: If `agent` is no pydantic-ai agent, or `message_history` no list of its messages.
+        TypeError: If `agent` is no pydantic-ai agent, `message_history` no list of its messages, or an option is not
+            one that the agent's own method takes.
     """
-    return CancellableRun(agent, user_prompt, kwargs)
+    run = CancellableRun[Any](agent, user_prompt, options)
+    accept_options(agent, "run_stream", options)
+    return run

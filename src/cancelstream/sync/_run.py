@@ -13,15 +13,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import Any, Generic, Self, TypeVar, Unpack, overload
 
 from pydantic_ai import ModelMessage
-from pydantic_ai.agent import AbstractAgent
+from pydantic_ai.agent import AbstractAgent, EventStreamHandler
 from pydantic_ai.messages import ModelResponse, UserContent
 from pydantic_ai.output import OutputSpec
 
 from .._errors import IncompleteOutputError
-from .._run import CancellableRun
+from .._run import CancellableRun, RunOptions, accept_options
 from .._usage import StreamUsage
 from ._loops import is_async
 from ._session import END, Session
@@ -30,6 +30,7 @@ __all__ = ("BlockingRun", "run_stream")
 
 T = TypeVar("T")
 OutputT = TypeVar("OutputT")
+DepsT = TypeVar("DepsT")
 
 
 class BlockingRun(Generic[OutputT]):
@@ -207,22 +208,28 @@ class BlockingRun(Generic[OutputT]):
 
 @overload
 def run_stream(
-    agent: AbstractAgent[Any, Any],
+    agent: AbstractAgent[DepsT, OutputT],
     user_prompt: str | Sequence[UserContent] | None = None,
     *,
-    output_type: OutputSpec[T],
-    **kwargs: Any,
-) -> BlockingRun[T]: ...
+    output_type: None = None,
+    event_stream_handler: EventStreamHandler[DepsT] | None = None,
+    **options: Unpack[RunOptions[DepsT]],
+) -> BlockingRun[OutputT]: ...
 
 
 @overload
 def run_stream(
-    agent: AbstractAgent[Any, OutputT], user_prompt: str | Sequence[UserContent] | None = None, **kwargs: Any
-) -> BlockingRun[OutputT]: ...
+    agent: AbstractAgent[DepsT, Any],
+    user_prompt: str | Sequence[UserContent] | None = None,
+    *,
+    output_type: OutputSpec[T],
+    event_stream_handler: EventStreamHandler[DepsT] | None = None,
+    **options: Unpack[RunOptions[DepsT]],
+) -> BlockingRun[T]: ...
 
 
 def run_stream(
-    agent: AbstractAgent[Any, Any], user_prompt: str | Sequence[UserContent] | None = None, **kwargs: Any
+    agent: AbstractAgent[Any, Any], user_prompt: str | Sequence[UserContent] | None = None, **options: Any
 ) -> BlockingRun[Any]:
     """Make a run of the agent that can be cancelled from now on; nothing is sent before it is entered.
 
@@ -233,10 +240,13 @@ def run_stream(
     Args:
         agent: The pydantic-ai agent.
         user_prompt: The prompt, `None` to go on from `message_history`.
-        kwargs: Whatever else the agent's own `run_stream_sync` takes. Its `cancellation_token` and `timeout` raise as
-            they do there.
+        options: The keyword arguments of the agent's own `run_stream`: see `RunOptions`. Its `cancellation_token` and
+            `timeout` raise as they do there.
 
     Raises:
-        TypeError: If `agent` is no pydantic-ai agent, or `message_history` no list of its messages.
+        TypeError: If `agent` is no pydantic-ai agent, `message_history` no list of its messages, or an option is not
+            one that the agent's own method takes.
     """
-    return BlockingRun(CancellableRun(agent, user_prompt, kwargs))
+    run = CancellableRun[Any](agent, user_prompt, options)
+    accept_options(agent, "run_stream", options)
+    return BlockingRun(run)
