@@ -121,16 +121,22 @@ class _Remainder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._response, name)
 
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                failure = None  # it knows this frame, and its stream, by now
+
     async def aiter_bytes(self) -> AsyncIterator[bytes]:
         yield self._events.flush()
-        if self._failure is not None:
-            raise self._failure
+        self._raise_failure()
         async for data in self._reads:
             yield self._events.newlines(data)
 
     def iter_bytes(self) -> Iterator[bytes]:
         yield self._events.flush()
-        if self._failure is not None:
-            raise self._failure
+        self._raise_failure()
         for data in self._reads:
             yield self._events.newlines(data)

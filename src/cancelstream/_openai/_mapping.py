@@ -14,7 +14,7 @@ import sys
 import types
 from collections import deque
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Self, cast
 
 from openai.types import responses
@@ -25,6 +25,10 @@ from pydantic_ai.models.openai import OpenAIResponsesStreamedResponse, OpenAIStr
 __all__ = ("Mapping",)
 
 _DRY: Final = object()
+
+
+class _Closed(BaseException):
+    """Thrown into a mapping that is closed; not `GeneratorExit`, which does not reach generators inside a generator."""
 
 
 class Mapping:
@@ -81,6 +85,17 @@ class Mapping:
     def end(self) -> None:
         """The stream came to its natural end; `events()` has what follows from that."""
         self._queue.ended = True
+
+    def close(self) -> None:
+        """Nothing follows. Its iteration refers to `response`, and `response` to it: unwind it to its end."""
+        self._over = True
+        step, self._step = self._step, None
+        iterator, self._iterator = self._iterator, None
+        with suppress(BaseException):
+            if step is not None:
+                step.throw(_Closed())
+            elif iterator is not None:
+                iterator.aclose().send(None)
 
     def events(self) -> Iterator[ModelResponseStreamEvent]:
         """The events of what was fed; nothing is mapped before it is asked for.

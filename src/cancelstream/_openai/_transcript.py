@@ -165,6 +165,11 @@ class Transcript:
             self._mapping.feed(self._grammar.joined(self._template, run, part, last))
             self._drain(self._mapping.events())
 
+    def close(self) -> None:
+        """Nothing further is taken: bring `response` up to date for good."""
+        self.flush()
+        self._mapping.close()
+
     def built(self, chunk: Any) -> Any:
         """The chunk as the SDK's own object."""
         return self._build(chunk) if type(chunk) is dict else chunk

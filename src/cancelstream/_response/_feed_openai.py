@@ -149,6 +149,8 @@ class OpenAIFeed(AgentFeed):
             await stream.close()
         finally:
             await aclose(iteration_of(stream))
+            if self.transcript is not None:
+                self.transcript.close()
         details = inner.provider_details or {}
         if self._life.state is State.INTERRUPTED and details.get("background") and inner.provider_response_id:
             job = asyncio.get_running_loop().create_task(_cancel_job(stream, inner.provider_response_id))
