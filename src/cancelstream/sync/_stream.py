@@ -36,6 +36,7 @@ from .._openai import MORE, BlockingLane, Growing, Transcript, text_of
 from .._sse import EventDecoder
 from .._state import Event, Life, State, checked_reason
 from .._upstream import http
+from .._upstream.openai import iteration_of
 from .._usage import Meter, ResponseUsage
 from ._grip import Grip
 
@@ -320,8 +321,11 @@ class CancellableStream(Generic[ChunkT]):
         # Closing is best effort: the connection is let go of whatever it raises.
         with suppress(Exception):
             self._stream.close()
+        with suppress(Exception):
+            iteration_of(self._stream).close()
         response = self._transcript.response
         with self._account:
+            self._transcript.close()
             self._meter.settle(ended=state is State.COMPLETE, finish_reason=response.finish_reason)
             self._record.update(self._meter.usage.record())
         details: dict[str, Any] = response.provider_details or {}

@@ -1,0 +1,173 @@
+"""A stream that has ended is gone with its last name, without the help of the garbage collector.
+
+A long-running application collects its oldest objects rarely, and a cycle keeps the whole answer until then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from openai import AsyncOpenAI, OpenAI
+from pydantic_ai import ModelRequest
+from pydantic_ai.direct import model_request_stream
+from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.providers.openai import OpenAIProvider
+
+from cancelstream import CancellableModel, CancellableStreamedResponse, PeekableAsyncStream, open_stream
+from cancelstream.sync import CancellableStream
+from cancelstream.testing import Answer, Gate, ScriptedServer, Text
+
+MARK = "cancelstream-mark"
+PIECES = 60
+WORDS = tuple(f"{MARK} {'word' * 20} {number} " for number in range(PIECES))
+ASK: Any = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Hi"}]}
+ENDS = ("read", "cancelled", "left")
+
+
+def left_over() -> int:
+    """How many characters of the answer are still held, wherever."""
+    found: dict[int, int] = {}
+    for holder in gc.get_objects():
+        for held in gc.get_referents(holder):
+            if (isinstance(held, str) and MARK in held) or (isinstance(held, bytes) and MARK.encode() in held):
+                found[id(held)] = len(held)
+    return sum(found.values())
+
+
+def nothing_more_than(before: int) -> bool:
+    """Whether no more is held than before, once the server's thread is done; a cycle would stay for good."""
+    for _ in range(200):
+        if left_over() <= before:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@contextmanager
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+async def settle() -> None:
+    """What was only just closed needs a few turns of the loop to be gone."""
+    for _ in range(30):
+        await asyncio.sleep(0)
+
+
+class Provider:
+    """A provider that says its words and waits, if they are to be cut, before the last one."""
+
+    def __init__(self, end: str) -> None:
+        self.end = end
+        self.gate = Gate()
+        answer = Answer(Text(*WORDS)) if end == "read" else Answer(Text(*WORDS[:-1], self.gate, WORDS[-1]))
+        self.server = ScriptedServer(answer, repeat=True)
+
+    async def consume(self, stream: Any, items: AsyncIterator[Any]) -> None:
+        number = 0
+        async for _ in items:
+            number += 1
+            if self.end != "read" and number >= PIECES - 5:
+                if self.end == "left":
+                    return
+                stream.cancel()
+
+    def consume_blocking(self, stream: Any, items: Iterator[Any]) -> None:
+        for number, _ in enumerate(items):
+            if self.end != "read" and number >= PIECES - 5:
+                if self.end == "left":
+                    return
+                stream.cancel()
+
+
+Door = Callable[[AsyncOpenAI, Provider], Awaitable[None]]
+
+
+async def raw_text(client: AsyncOpenAI, provider: Provider) -> None:
+    async with open_stream(client.chat.completions.create, **ASK) as response:
+        await provider.consume(response, response.stream_text(delta=True))
+        assert MARK in str(response.get().parts)
+
+
+async def raw_chunks(client: AsyncOpenAI, provider: Provider) -> None:
+    async with open_stream(client.chat.completions.create, **ASK) as response:
+        await provider.consume(response, response.chunks())
+        assert response.usage.output.value
+
+
+async def raw_events(client: AsyncOpenAI, provider: Provider) -> None:
+    stream = await client.chat.completions.create(**ASK, stream=True)
+    async with CancellableStreamedResponse.from_openai(stream) as response:
+        await provider.consume(response, aiter(response))
+        assert MARK in str(response.get().parts)
+
+
+async def traced(client: AsyncOpenAI, provider: Provider) -> None:
+    """Read by the SDK."""
+    stream: Any = await client.chat.completions.create(**ASK, stream=True)
+    inside = stream._iterator
+    stream._iterator = (chunk async for chunk in inside)
+    del inside
+    async with CancellableStreamedResponse.from_openai(stream) as response:
+        await provider.consume(response, response.stream_text(delta=True))
+
+
+async def any_stream(client: AsyncOpenAI, provider: Provider) -> None:
+    async with PeekableAsyncStream(await client.chat.completions.create(**ASK, stream=True)) as stream:
+        await provider.consume(stream, stream)
+
+
+async def model(client: AsyncOpenAI, provider: Provider) -> None:
+    cancellable = CancellableModel(OpenAIChatModel("gpt-4o", provider=OpenAIProvider(openai_client=client)))
+    async with model_request_stream(cancellable, [ModelRequest.user_text_prompt("Hi")]) as response:
+        await provider.consume(response, aiter(response))
+        assert MARK in str(response.get().parts)
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("door", [raw_text, raw_chunks, raw_events, traced, any_stream, model])
+async def test_a_stream_that_has_ended_is_gone(door: Door, end: str) -> None:
+    """Whole, cancelled or left early: no text of it is held once nobody has a name for it."""
+    provider = Provider(end)
+    with provider.server as server:
+        async with AsyncOpenAI(base_url=server.base_url, api_key="none", max_retries=0) as client:
+            await door(client, provider)  # what the first one makes for all of them
+            await settle()
+            with no_collector():
+                before = left_over()
+                for _ in range(2):
+                    await door(client, provider)
+                await settle()
+                assert nothing_more_than(before)
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("reading", ["text", "events"])
+def test_a_blocking_stream_that_has_ended_is_gone(reading: str, end: str) -> None:
+    """The same."""
+    provider = Provider(end)
+
+    def door(client: OpenAI) -> None:
+        with CancellableStream[Any](client.chat.completions.create(**ASK, stream=True)) as stream:
+            items = stream.stream_text(delta=True) if reading == "text" else iter(stream)
+            provider.consume_blocking(stream, items)
+            assert MARK in str(stream.get().parts)
+
+    with provider.server as server, OpenAI(base_url=server.base_url, api_key="none", max_retries=0) as client:
+        door(client)
+        with no_collector():
+            before = left_over()
+            for _ in range(2):
+                door(client)
+            assert nothing_more_than(before)
