@@ -244,6 +244,15 @@ async def test_drain_stops_what_lives_and_what_still_registers() -> None:
     assert next_life.reasons == []
 
 
+async def test_the_users_own_stop_comes_before_the_drain() -> None:
+    """Of a stream that registers while the server ends, and was stopped before it came."""
+    registry, stream = MemoryStopRegistry(), Stream()
+    await registry.stop("a", owner="me", reason="enough")
+    registry.drain()
+    registry.register("a", stream.cancel, owner="me")
+    assert stream.reasons == ["enough"]
+
+
 @pytest.mark.parametrize(("owner", "error"), [("", ValueError), (None, TypeError), (7, TypeError), (b"me", TypeError)])
 async def test_an_owner_is_required(owner: Any, error: type[Exception]) -> None:
     """There is no stream that anyone may stop: the mistake is refused on both sides."""

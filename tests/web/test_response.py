@@ -354,7 +354,7 @@ async def test_continue_reads_to_the_end_without_the_client() -> None:
         async with chat.post() as client:
             await client.event()
             await client.event()
-        await until(lambda: chat.responses[0]._stream.outbox._dropping)  # type: ignore[union-attr]
+        await until(lambda: chat.responses[0]._stream.outbox.dropping)  # type: ignore[union-attr]
         gate.open()
         result, end = await chat.end()
         assert (end.state, end.characters) == ("complete", 5)
@@ -491,21 +491,6 @@ async def test_the_client_hears_of_the_end_when_it_is_saved() -> None:
             release.put(None)
             assert (await end)[0] == "end"
             await asyncio.wait_for(saved.wait(), LIMIT)
-
-
-async def test_an_encoder_that_fails_ends_the_stream_and_it_is_saved() -> None:
-    class Broken(EventEncoder):
-        def item(self, item: Any) -> str:
-            raise LookupError("no such item")
-
-    with Chat(Answer(Text("Hello"), Silence()), encode=Broken()) as chat:
-        async with chat.post() as client:
-            assert (await client.event())[0] == "start"
-            with pytest.raises(Exception, match="closed"):
-                await client.events()
-        await chat.model.records[0].until_disconnected()
-        _, end = await chat.end()
-        assert (end.state, end.reason) == ("interrupted", "task_cancelled")
 
 
 # --- the format --------------------------------------------------------------------------------------------------

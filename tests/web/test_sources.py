@@ -21,6 +21,7 @@ from starlette.types import Message
 
 from cancelstream import CancellableStreamedResponse, MemoryStopRegistry
 from cancelstream.starlette import CancellableEventResponse
+from cancelstream.starlette import _outbox as outbox
 from cancelstream.testing import Answer, ScriptedServer, Silence, Text
 
 LIMIT = 10.0
@@ -268,6 +269,39 @@ async def test_a_source_whose_cancel_raises_is_left_at_once(caplog: pytest.LogCa
     await serving
     assert isinstance(source.error, asyncio.CancelledError)
     assert "cancel callable raised" in caplog.text
+
+
+async def test_closing_what_is_read_is_not_torn_by_the_cancellation() -> None:
+    """A generator that is left at its `yield`, as a client that does not read leaves it, closes with its `await`s."""
+    closed = asyncio.Event()
+
+    class Unstoppable(Source):
+        def cancel(self, reason: str | None = None) -> None:
+            raise NotImplementedError("cannot be stopped")
+
+        async def __aiter__(self) -> AsyncGenerator[Any]:
+            try:
+                while True:
+                    yield "a"
+            finally:
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                closed.set()
+
+    class Stalled(Request):
+        async def send(self, message: Message) -> None:
+            if b"delta" in message.get("body", b""):
+                await asyncio.Event().wait()
+            await super().send(message)
+
+    request, response = Stalled(), CancellableEventResponse(Unstoppable, ping=None)
+    serving = asyncio.create_task(request.serve(response))
+    async with asyncio.timeout(LIMIT):
+        while response._stream is None or len(response._stream.outbox._items) < outbox.LIMIT:
+            await asyncio.sleep(0)
+    request.gone.set()
+    await serving
+    assert closed.is_set()
 
 
 async def test_a_source_that_is_a_task_of_its_own_is_not_asked_what_it_does_not_know() -> None:

@@ -173,10 +173,9 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
         agent = self._agent
         while isinstance(agent, WrapperAgent):
             agent = agent.wrapped
-        output_type: object = self._kwargs.get("output_type") or agent.output_type
         return (
             bool(parameters.function_tools or parameters.output_tools)
-            or output_type is not str
+            or self._output_type is not str
             or bool(getattr(agent, "_output_validators", True))  # private; an agent without it may have some
         )
 

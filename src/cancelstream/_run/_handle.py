@@ -105,6 +105,18 @@ class RunHandle(ABC):
         if self._stopping is None and not self._closed.is_set():
             self._stopping = asyncio.get_running_loop().create_task(self._stop())
 
+    @property
+    def _output_type(self) -> object:
+        """What its output is, as it was asked for."""
+        asked: object = self._kwargs.get("output_type")
+        return asked or self._agent.output_type
+
+    def _output_key(self, tool: str) -> str | None:
+        """Under which name the arguments of this output tool hold an output that is no object; `None` for an object."""
+        stream = self._account.stream
+        tools = () if stream is None else stream.model_request_parameters.output_tools
+        return next((output.outer_typed_dict_key for output in tools if output.name == tool), None)
+
     @abstractmethod
     async def _stop(self) -> None:
         """End whatever of the run is going on, and set `_closed`."""

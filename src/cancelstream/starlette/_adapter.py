@@ -67,6 +67,10 @@ class AdapterEncoder(EventEncoder):
         events: AsyncIterator[Any] = aiter(cast("Any", result))
         return events
 
+    def pack(self, item: Any) -> Any:
+        """The event itself, which the adapter encodes."""
+        return item
+
     async def frames(self, stop_id: str | None, outbox: Outbox) -> AsyncGenerator[str]:
         """The whole stream, an event at a time."""
 

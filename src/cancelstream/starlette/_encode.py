@@ -12,8 +12,11 @@
     event: end
     data: {"state": "interrupted", "reason": "user", "usage": {…}, "provenance": "estimated", "characters": 5}
 
+A structured output is sent as it grows, each time the whole of it so far: `data: {"output": {…}}`.
+
 Everything is JSON, so no line break in a text can break an event. No text of an exception is ever sent: a provider's
-error may hold what is not the client's business.
+error may hold what is not the client's business. Items are encoded where they are read, so that one that cannot be
+is a stream that failed.
 """
 
 from __future__ import annotations
@@ -21,11 +24,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from traceback import extract_tb
 from typing import Any, Final, cast
+
+from pydantic_core import to_jsonable_python
 
 from .._response import text_of
 from .._run import CancellableRun
 from ._outbox import Outbox, StreamEnd
+from ._structured import Output, is_structured, outputs_of
 
 __all__ = ("EventEncoder",)
 
@@ -52,7 +59,13 @@ class EventEncoder:
         self._usage = usage
 
     def read(self, result: Any) -> AsyncIterator[Any]:
-        """What is read of the result: its pieces of text if it has a `stream_text`, else what it iterates."""
+        """What is read of the result.
+
+        The partial outputs of a run whose output is structured; else pieces of text if it has a `stream_text`, and
+        what it iterates if it has none.
+        """
+        if is_structured(result):
+            return outputs_of(result)
         if isinstance(result, CancellableRun):
             # Not grouped: what waits for a slow client is sent together anyway.
             return result.stream_text(delta=True, debounce_by=None)  # pyright: ignore[reportUnknownMemberType]
@@ -74,13 +87,24 @@ class EventEncoder:
     def item(self, item: Any) -> str:
         """One item: a piece of text, or a pydantic-ai event, of which the answer's text is sent.
 
+        Partial outputs go through `output()`.
+
         Raises:
-            TypeError: It is neither.
+            TypeError: It is none of these.
         """
+        if isinstance(item, Output):
+            return self.output(item.value)
         if not isinstance(item, str) and not hasattr(item, "event_kind"):
-            raise TypeError(f"this stream gives {item!r}, which is no text: pass encode= with an item() that sends it")
+            raise _NoTextError(
+                f"this stream gives items of type {type(item).__name__}, which are no text: pass encode= with an "
+                "item() that sends them"
+            )
         text = item if isinstance(item, str) else text_of(item)
         return self.event({"delta": text}) if text else ""
+
+    def output(self, output: Any) -> str:
+        """A structured output as far as it has come, and at last the whole one."""
+        return self.event({"output": to_jsonable_python(output)})
 
     def end(self, end: StreamEnd) -> str:
         """The last event."""
@@ -89,10 +113,42 @@ class EventEncoder:
             del told["usage"], told["provenance"]
         return self.event(told, "end")
 
+    def pack(self, item: Any) -> Any:
+        """What waits for the client in place of an item; called where the item is read.
+
+        Raises:
+            RuntimeError: It cannot be encoded. The error says where, and does not hold the item.
+        """
+        try:
+            encoded = self.item(item)
+            encoded.encode()
+        except _NoTextError:
+            raise
+        except Exception as error:  # noqa: BLE001 - an application's own item() may raise anything
+            failed = _CannotEncodeError(type(self).__name__, item, error)
+        else:
+            return encoded
+        raise failed  # here, and not where it would keep the error that holds the item as its context
+
     async def frames(self, stop_id: str | None, outbox: Outbox) -> AsyncGenerator[str]:
         """The whole stream in pieces, each to be sent at once."""
         yield self.start(stop_id)
         async for batch in outbox:
-            if encoded := "".join(map(self.item, batch)):
+            if encoded := "".join(batch):
                 yield encoded
         yield self.end(cast("StreamEnd", outbox.end))
+
+
+class _NoTextError(TypeError):
+    """This format has no way to send such items."""
+
+
+class _CannotEncodeError(RuntimeError):
+    """An item could not be encoded. Says what was raised and where, but nothing of the item: it is the answer."""
+
+    def __init__(self, encoder: str, item: object, error: Exception) -> None:
+        where = extract_tb(error.__traceback__)[-1]
+        super().__init__(
+            f"{encoder}.item() raised {type(error).__name__} for an item of type {type(item).__name__}, in "
+            f"{where.name}(), {where.filename}, line {where.lineno}"
+        )

@@ -54,6 +54,7 @@ class Outbox:
 
     Attributes:
         end: How the stream ended; not `None` once the iteration is over.
+        dropping: Whether the client is gone, and what is put in is forgotten.
     """
 
     end: StreamEnd | None = None
@@ -63,11 +64,11 @@ class Outbox:
         self._limit: float = LIMIT
         self._news = asyncio.Event()
         self._room = asyncio.Event()
-        self._dropping = False
+        self.dropping = False
 
     async def put(self, item: Any) -> None:
         """Hand over an item, and wait while too many wait for the client."""
-        if self._dropping:
+        if self.dropping:
             return
         self._items.append(item)
         self._news.set()
@@ -82,7 +83,7 @@ class Outbox:
 
     def drop(self) -> None:
         """The client is gone: forget the items, and those to come."""
-        self._dropping = True
+        self.dropping = True
         self._items.clear()
         self.lift()
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable
-from contextlib import AbstractContextManager, aclosing, nullcontext
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import anyio
@@ -23,10 +23,11 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from .._response import CancellableStreamedResponse
 from .._stops import StopRegistry, keys
 from ._encode import EventEncoder
 from ._outbox import StreamEnd
-from ._stream import OnEnd, Source, Stream
+from ._stream import OnEnd, Source, Stream, kind_of, what_to_write
 
 if TYPE_CHECKING:
     from pydantic_ai.ui import UIAdapter
@@ -71,7 +72,8 @@ class CancellableEventResponse(Response):
         stop_id: 144 random bits; `None` without a registry.
 
     Raises:
-        TypeError: A registry without an owner, an owner that is no string, or an `encode` that is no format.
+        TypeError: A `factory` that is no function but a run, a registry without an owner, an owner that is no string,
+            or an `encode` that is no format.
         ValueError: An owner that is empty, or an unknown `on_disconnect`.
     """
 
@@ -88,6 +90,7 @@ class CancellableEventResponse(Response):
         finalize_timeout: float = 10.0,
         encode: EventEncoder | UIAdapter[Any, Any, Any, Any, Any] | None = None,
     ) -> None:
+        _check_factory(factory)
         if on_disconnect not in ("cancel", "continue"):
             raise ValueError(f"on_disconnect is 'cancel' or 'continue', not {on_disconnect!r}")
         self.stop_id: str | None = None
@@ -131,7 +134,10 @@ class CancellableEventResponse(Response):
         """
         if self._stream is not None:
             raise RuntimeError("this response has been sent: make one for each request")
-        self._stream = stream = Stream(self._factory(), self._encoder.read, self._on_end, self._finalize_timeout)
+        encoder = self._encoder
+        self._stream = stream = Stream(
+            self._factory(), encoder.read, encoder.pack, self._on_end, self._finalize_timeout
+        )
         with self._registered(stream):
             reader = asyncio.create_task(stream.run(), name="cancelstream: read a stream")
             try:
@@ -181,6 +187,19 @@ class CancellableEventResponse(Response):
                     helper.cancel()
                 with anyio.CancelScope(shield=True):
                     await asyncio.wait(helpers)
+
+
+def _check_factory(factory: object) -> None:
+    # pydantic-ai's own context managers can be called, as decorators.
+    is_run = isinstance(factory, AbstractAsyncContextManager)
+    if callable(factory) and not is_run:
+        return
+    if isinstance(factory, CancellableStreamedResponse):
+        factory.cancel()  # the one that is open before it is entered
+    raise TypeError(
+        f"factory is a function that makes the run inside the response, not {kind_of(factory)} that is there already: "
+        f"{what_to_write(factory)}"
+    )
 
 
 def _encoder(encode: EventEncoder | UIAdapter[Any, Any, Any, Any, Any] | None) -> EventEncoder:

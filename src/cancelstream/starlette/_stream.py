@@ -23,6 +23,7 @@ import anyio
 from pydantic_ai.exceptions import RunCancelled
 
 from .._response import text_of
+from .._run import CancellableRun
 from .._stops import Stopper
 from .._usage import ResponseUsage, StreamUsage
 from ._outbox import Outbox, StreamEnd
@@ -66,21 +67,31 @@ class Stream:
     Args:
         source: What is read.
         read: What is read of the result that entering the source gives.
+        pack: What of an item waits in the outbox.
         on_end: Called with the result, once, however it ends.
         deadline: How long closing, and `on_end`, may each take, in seconds.
     """
 
     def __init__(
-        self, source: Source, read: Callable[[Any], AsyncIterator[Any]], on_end: OnEnd | None, deadline: float
+        self,
+        source: Source,
+        read: Callable[[Any], AsyncIterator[Any]],
+        pack: Callable[[Any], Any],
+        on_end: OnEnd | None,
+        deadline: float,
     ) -> None:
         # Python does not check what a factory without a type checker makes.
         is_context = isinstance(source, AbstractAsyncContextManager)  # pyright: ignore[reportUnnecessaryIsInstance]
         if not is_context or not callable(getattr(source, "cancel", None)):
-            raise TypeError(f"factory() gave {source!r}, which is no async context manager with a cancel()")
+            raise TypeError(
+                f"factory() made {kind_of(source)}, which is no async context manager with a cancel() that "
+                f"works before it is entered: {what_to_write(source)}"
+            )
         self.outbox = Outbox()
         self.end: StreamEnd | None = None
         self._source = source
         self._read = read
+        self._pack = pack
         self._on_end = on_end
         self._deadline = deadline
         self._stopper = Stopper(source.cancel)
@@ -124,7 +135,10 @@ class Stream:
         try:
             async for item in items:
                 self._characters += len(item if isinstance(item, str) else text_of(item))
-                await self.outbox.put(item)
+                if not self.outbox.dropping:
+                    await self.outbox.put(self._pack(item))
+                if self._reason is not None:
+                    await asyncio.sleep(0)  # one that goes on and never waits is cancelled here
             self._complete = self._reason is None
         finally:
             close: Callable[[], Awaitable[object]] | None = getattr(items, "aclose", None)
@@ -165,6 +179,19 @@ class Stream:
             characters=self._characters,
             error=error,
         )
+
+
+def kind_of(made: Any) -> str:
+    """A name for what was given, which holds nothing of its prompt."""
+    return f"a {type(made).__name__}"
+
+
+def what_to_write(made: Any) -> str:
+    """What a `factory=` has to be, for somebody who gave this."""
+    # pydantic-ai's own runs tell by the name of the method which of ours is meant.
+    made_by = getattr(getattr(made, "func", None), "__name__", type(made).__name__)
+    name = "run_stream" if isinstance(made, CancellableRun) or made_by == "run_stream" else "run_stream_events"
+    return f"write `lambda: {name}(agent, prompt)`, with `{name}` of cancelstream"
 
 
 def usage_to_json(usage: ResponseUsage | StreamUsage) -> dict[str, Any]:
