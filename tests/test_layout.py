@@ -27,6 +27,7 @@ ROWS = [
     {"_sse"},
     {"_openai"},
     {"_response"},
+    {"_run_state"},
     {"_model"},
     {"_run"},
     {"sync", "redis", "starlette", "strands"},

@@ -15,10 +15,16 @@ import anyio
 import openai
 import pytest
 from openai import _streaming
+from pydantic_ai import CallToolsNode, ModelRequestNode, RunContext
+from pydantic_ai._cancel import RunCancellation
+from pydantic_ai.messages import ModelRequest, ModelResponse
+from pydantic_ai.models.test import TestModel
+from pydantic_ai.usage import RunUsage
 
 from cancelstream import _upstream
 from cancelstream._upstream import openai as upstream_openai
 from cancelstream._upstream.anyio import is_from_scope
+from cancelstream._upstream.pydantic_ai import next_request_of, was_cancelled_by_its_own_handle
 
 
 def test_a_lost_name_is_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
@@ -71,3 +77,30 @@ class TestOpenAI:
         for name in ("_options", "_client", "_decoder", "_cast_to"):
             assert f"self.{name} = " in source
         assert type(openai.AsyncOpenAI(api_key="none")._make_sse_decoder()).__module__ == _streaming.__name__
+
+
+class TestPydanticAI:
+    def test_the_request_that_follows_tool_calls(self) -> None:
+        """A finished `CallToolsNode` has the request with the results in `_next_node`."""
+        node: CallToolsNode[None, str] = CallToolsNode(ModelResponse(parts=[]))
+        assert next_request_of(node) is None
+        node._next_node = ModelRequestNode(ModelRequest(parts=[]))
+        assert next_request_of(node) is node._next_node.request
+
+    def test_a_run_says_whether_its_handle_was_used(self) -> None:
+        """A `RunContext` has the run's cancellation in `_cancellation`, which says whether it was asked for."""
+        cancellation = RunCancellation()
+        context = RunContext(deps=None, model=TestModel(), usage=RunUsage(), _cancellation=cancellation)
+        assert not was_cancelled_by_its_own_handle(context)
+        cancellation.cancel()
+        assert was_cancelled_by_its_own_handle(context)
+        assert not was_cancelled_by_its_own_handle(None)
+
+    def test_without_the_names(self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Lost, they are done without, and the log says what is missing then."""
+        monkeypatch.setattr(_upstream, "_told", set[tuple[str, str]]())
+        bare: Any = object()
+        with caplog.at_level(logging.WARNING, "cancelstream"):
+            assert next_request_of(bare) is None
+            assert not was_cancelled_by_its_own_handle(bare)
+        assert ["_next_node" in caplog.text, "_cancellation" in caplog.text] == [True, True]

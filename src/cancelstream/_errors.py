@@ -31,27 +31,41 @@ class IncompleteHistoryError(CancelStreamError, ValueError):
 
     Attributes:
         index: Where the incomplete message stands in the history.
-        state: Its state, `'interrupted'` or `'incomplete'`.
+        state: Its state, `'interrupted'` or `'incomplete'`; another one if only its tool calls have no results.
         reason: Why it was cut, where that is known; it may come from a stranger.
     """
 
-    def __init__(self, index: int, state: str, reason: str | None, lacks_prompt: bool = False) -> None:
+    def __init__(
+        self, index: int, state: str, reason: str | None, lacks_prompt: bool = False, lacks_results: bool = False
+    ) -> None:
         self.index = index
         self.state = state
         self.reason = reason
         self._lacks_prompt = lacks_prompt  # it may be sent, and there is nothing to send it with
+        self._lacks_results = lacks_results  # it is whole, and its tool calls have no results
         because = "" if reason is None else f" (reason {reason!r})"
-        super().__init__(
-            f"message {index}, the last of the history, is {state!r}{because}, and there is no prompt: the cut text "
-            "would be returned as the run's output. Pass a prompt, such as one that asks to go on where it stopped."
-            if lacks_prompt
-            else f"message {index} of the history is {state!r}{because}: it was cut short, by a cancel, a `break`, "
-            "a timeout, a crash or a usage limit, and must not be sent as a whole answer. Pass "
-            "`salvage(messages)` instead, drop the message, or set `Cancellable(history='salvage')`."
-        )
+        if lacks_prompt:
+            message = (
+                f"message {index}, the last of the history, is {state!r}{because}, and there is no prompt: the cut "
+                "text would be returned as the run's output. Pass a prompt, such as one that asks to go on where it "
+                "stopped."
+            )
+        elif lacks_results:
+            message = (
+                f"message {index}, the last of the history, calls tools, and no results follow: the run was stopped "
+                "before it had them, or they are still to come. Pass `deferred_tool_results=` if they have come, pass "
+                "no prompt to have pydantic-ai run the tools, or pass `salvage(messages)` to go on without them."
+            )
+        else:
+            message = (
+                f"message {index} of the history is {state!r}{because}: it was cut short, by a cancel, a `break`, "
+                "a timeout, a crash or a usage limit, and must not be sent as a whole answer. Pass "
+                "`salvage(messages)` instead, drop the message, or set `Cancellable(history='salvage')`."
+            )
+        super().__init__(message)
 
-    def __reduce__(self) -> tuple[type[IncompleteHistoryError], tuple[int, str, str | None, bool]]:
-        return type(self), (self.index, self.state, self.reason, self._lacks_prompt)
+    def __reduce__(self) -> tuple[type[IncompleteHistoryError], tuple[int, str, str | None, bool, bool]]:
+        return type(self), (self.index, self.state, self.reason, self._lacks_prompt, self._lacks_results)
 
 
 class IncompleteOutputError(CancelStreamError):

@@ -84,6 +84,11 @@ class FinalTurnFilter:
         self._final_result_of: int | None = None  # the text part that the next `FinalResultEvent` is due to
         self._blocks = 0  # strands numbers no parts: the content blocks that have ended
 
+    @property
+    def holds(self) -> bool:
+        """Whether text is held that is not known to be final."""
+        return bool(self._held)
+
     def feed(self, event: Any) -> list[Any]:
         """Take the next event and return what may be handed on now, in order; perhaps nothing, perhaps more."""
         if isinstance(event, Mapping):

@@ -5,8 +5,7 @@ for. The capability wraps each model of a run that way, refuses or repairs a his
 anything is sent, and gives a response that was just left (`break`) the same mark as one that was cancelled. Its state
 is made anew for every run (`for_run`), so one agent serves many runs at once.
 
-A run of ours (`_run.py`) hands its own account to the capability through a context variable, which the first
-`for_run` in its context takes, so that an agent called by a tool inside the run never takes it.
+What a run and the capability share is in `_run_state.py`.
 
 Known limits. `asyncio.timeout()` around a run cancels its task like anyone else, so its reason is `'task_cancelled'`;
 pydantic-ai's own `timeout=` is told apart by the run's deadline. Under durable execution the model is called in
@@ -16,15 +15,13 @@ another process, where only the usage is ours.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager
-from contextvars import ContextVar
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from typing import Any, Self, get_args
+from typing import Any, cast, get_args
 
 from opentelemetry import trace
-from pydantic_ai import RunContext
+from pydantic_ai import RunContext, UserPromptNode
 from pydantic_ai.capabilities import AbstractCapability, WrapRunHandler, WrapToolExecuteHandler
 from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart
 from pydantic_ai.models import (
@@ -43,89 +40,10 @@ from pydantic_ai.tools import ToolDefinition
 
 from ._history import HistoryPolicy, apply_policy, mark_interrupted
 from ._response import CancellableStreamedResponse
+from ._run_state import RunState, current_run_state, inside
 from ._usage import Api, Meter, ResponseUsage, prepare
 
-__all__ = ("Account", "Cancellable", "CancellableModel", "hand_over", "is_inside")
-
-
-class Account:
-    """What a run keeps of its streams: the one that is open, and what each has cost."""
-
-    def __init__(self) -> None:
-        self.stream: CancellableStreamedResponse | None = None
-        self.usages: list[ResponseUsage] = []
-        self.context: RunContext[Any] | None = None
-        self.taken = False
-        self.when_opened: Callable[[], None] | None = None
-        """Called when a stream was made, before its first pull."""
-        self.when_began: Callable[[], None] | None = None
-        """Called when the run has a context, before anything else of it happens."""
-        self.owner: asyncio.Task[Any] | None = None
-        """The task that drives the run: its cancellation is the run's."""
-
-    def take(self) -> Self:
-        """Claim the account for one run."""
-        self.taken = True
-        return self
-
-    def began(self, context: RunContext[Any]) -> None:
-        """The run has a context: it can be stopped through it from here on."""
-        self.context = context
-        if self.when_began is not None:
-            self.when_began()
-
-    def opened(self, stream: CancellableStreamedResponse) -> None:
-        """A stream was made; it is the open one until the next."""
-        self.stream = stream
-        self.usages.append(stream.usage)
-        if self.when_opened is not None:
-            self.when_opened()
-
-    def requests(self) -> int:
-        """How many of the streams had a request that was sent."""
-        return sum(bool(usage.estimated_requests or usage.has_values()) for usage in self.usages)
-
-    def why_left(self, error: BaseException | None) -> str:
-        """The reason to record for a stream that is left before its end, with this error or without one."""
-        context = self.context
-        if isinstance(error, TimeoutError) or _is_past(None if context is None else context.deadline):
-            return "timeout"
-        if _was_cancelled_by_its_own_handle(context):
-            return "cancelled"
-        # A consumer that prefetches is cancelled in a task of its own when it is merely left, so the run's decides.
-        if self.owner is not None and self.owner.cancelling() > 0:
-            return "task_cancelled"
-        return "left"
-
-
-def _is_past(deadline: datetime | None) -> bool:
-    return deadline is not None and datetime.now(UTC) >= deadline
-
-
-def _was_cancelled_by_its_own_handle(context: RunContext[Any] | None) -> bool:
-    """Whether a token, `AgentRun.cancel()` or `RunContext.cancel()` asked for it; read softly, as it is private."""
-    return bool(getattr(getattr(context, "_cancellation", None), "cancel_requested", False))
-
-
-_handed_over: ContextVar[Account | None] = ContextVar("cancelstream.account", default=None)
-
-
-@contextmanager
-def hand_over(account: Account) -> Generator[None]:
-    """Let the first run that begins in this context keep its streams in `account`."""
-    token = _handed_over.set(account)
-    try:
-        yield
-    finally:
-        _handed_over.reset(token)
-
-
-_inside: ContextVar[tuple[Account, ...]] = ContextVar("cancelstream.inside", default=())
-
-
-def is_inside(account: Account) -> bool:
-    """Whether the caller runs in a tool of this account's run."""
-    return account in _inside.get()
+__all__ = ("Cancellable", "CancellableModel")
 
 
 class CancellableModel(WrapperModel):
@@ -139,7 +57,7 @@ class CancellableModel(WrapperModel):
 
     def __init__(self, wrapped: Model | KnownModelName | str) -> None:
         super().__init__(wrapped)
-        self.account: Account | None = None
+        self.state: RunState | None = None
         prepare(self.wrapped.model_name)
 
     @asynccontextmanager
@@ -152,10 +70,10 @@ class CancellableModel(WrapperModel):
     ) -> AsyncGenerator[StreamedResponse]:
         """Yield the stream before anything is sent; the request goes out when the first event is asked for."""
         model = self.wrapped
-        account = self.account
-        if account is None:
-            account = Account()
-            account.owner = asyncio.current_task()
+        state = self.state
+        if state is None:
+            state = RunState()
+            state.owner = asyncio.current_task()
         stream = CancellableStreamedResponse.opening(
             lambda: model.request_stream(messages, model_settings, model_request_parameters, run_context),
             model=model,
@@ -170,14 +88,14 @@ class CancellableModel(WrapperModel):
             ),
             parameters=model_request_parameters,
         )
-        account.opened(stream)
+        state.stream_made(stream)
         try:
             yield stream
         except BaseException as error:
-            await stream.leave(account.why_left(error), error)
+            await stream.leave(state.leave_reason(error), error)
             raise
         else:
-            await stream.leave(account.why_left(None))
+            await stream.leave(state.leave_reason(None))
         finally:
             _describe(stream.usage)
 
@@ -218,28 +136,43 @@ class Cancellable(AbstractCapability[Any]):
     def __post_init__(self) -> None:
         if self.history not in (policies := get_args(HistoryPolicy)):
             raise ValueError(f"history={self.history!r} is no policy: use one of {', '.join(map(repr, policies))}")
-        self._account: Account | None = None
+        self._state: RunState | None = None
         self._agents_model: object = None
 
     async def for_run(self, ctx: RunContext[Any]) -> Cancellable:
-        """A fresh instance for this run, with the account that was handed over for it, if one was."""
+        """A fresh instance for this run, with the state that was provided for it, if one was."""
         own = replace(self)
-        account = _handed_over.get()
-        own._account = (Account() if account is None or account.taken else account).take()
+        own._state = current_run_state()
         own._agents_model = ctx.model
         return own
 
     async def wrap_run(self, ctx: RunContext[Any], *, handler: WrapRunHandler) -> AgentRunResult[Any]:
-        """Hold the history to the policy before anything else of the run happens."""
-        ctx.messages[:] = apply_policy(ctx.messages, self.history, has_prompt=ctx.prompt is not None)
-        if self._account is not None:
-            self._account.began(ctx)
-        return await handler()
+        """Hold the history to the policy before anything else of the run happens, and close it if the run is cut."""
+        # Whether its last tool calls get their results is known when the first step begins.
+        ctx.messages[:] = apply_policy(
+            ctx.messages, self.history, has_prompt=ctx.prompt is not None, awaits_results=True
+        )
+        state = self._state
+        if state is None:
+            return await handler()
+        state.run_started(ctx)
+        try:
+            return await handler()
+        except BaseException as error:
+            # A run that was merely left between two steps may still be gone on with by hand.
+            if isinstance(error, Exception) or state.leave_reason(error) != "left":
+                state.close_messages()
+            raise
 
     async def before_node_run(self, ctx: RunContext[Any], *, node: Any) -> Any:
-        """Note which task drives the run; the hooks before this one run in tasks of their own."""
-        if self._account is not None:
-            self._account.owner = asyncio.current_task()
+        """Note the step, and which task drives the run: the hooks before this one run in tasks of their own."""
+        if isinstance(node, UserPromptNode):
+            user_prompt, results = cast("UserPromptNode[Any, Any]", node).user_prompt, node.deferred_tool_results
+            ctx.messages[:] = apply_policy(
+                ctx.messages, self.history, has_prompt=user_prompt is not None, awaits_results=results is not None
+            )
+        if self._state is not None:
+            self._state.step_started(ctx, node)
         return node
 
     def get_wrapper_model(self, model: Model) -> Model | None:
@@ -247,16 +180,18 @@ class Cancellable(AbstractCapability[Any]):
 
         A model that cannot stream is left as it is: pydantic-ai has its own words for that.
         """
+        if self._state is not None:
+            self._state.note_task()
         # pydantic-ai takes the agent's model out of its `InstrumentedModel`, opens the spans itself, and puts it back
         # where a capability has another instance for each run: every request would have two spans.
         if isinstance(model, InstrumentedModel) and model.wrapped is self._agents_model:
             model = model.wrapped
-        if isinstance(model, CancellableModel) and model.account is not None:
+        if isinstance(model, CancellableModel) and model.state is not None:
             return None
         if type(model).request_stream is Model.request_stream:
             return None
         wrapper = CancellableModel(model)
-        wrapper.account = self._account
+        wrapper.state = self._state
         return wrapper
 
     async def wrap_tool_execute(
@@ -269,18 +204,14 @@ class Cancellable(AbstractCapability[Any]):
         handler: WrapToolExecuteHandler,
     ) -> Any:
         """Let a tool that cancels its own run, and awaits that, know that it would wait for itself."""
-        account = self._account
-        token = _inside.set(_inside.get() if account is None else (*_inside.get(), account))
-        try:
+        with inside(self._state):
             return await handler(args)
-        finally:
-            _inside.reset(token)
 
     async def after_model_request(
         self, ctx: RunContext[Any], *, request_context: ModelRequestContext, response: ModelResponse
     ) -> ModelResponse:
         """Mark a response that was left early, which pydantic-ai records as merely incomplete."""
-        stream = None if self._account is None else self._account.stream
+        stream = None if self._state is None else self._state.stream
         if response.state == "incomplete" and stream is not None and stream.cancelled:
             return mark_interrupted(response, reason=stream.cancel_reason or "left", usage_record=stream.usage.record())
         return response

@@ -45,7 +45,7 @@ async def test_a_connection_that_breaks(scripted_server: StartServer, make_agent
     assert not run.cancelled
     response = ModelMessagesTypeAdapter.validate_json(run.all_messages_json())[-1]
     assert isinstance(response, ModelResponse)
-    assert (response.state, response.text) == ("incomplete", "one two")
+    assert (response.state, response.text) == ("interrupted", "one two")
     assert is_incomplete(response)
     assert run.usage.output.low >= 2
 

@@ -17,6 +17,7 @@ __all__ = (
     "check_history",
     "checked",
     "is_incomplete",
+    "lacks_results",
     "mark_interrupted",
     "record_of",
     "refusal",
@@ -55,20 +56,37 @@ def is_incomplete(message: ModelMessage) -> bool:
     """Whether the message was cut short and must not be sent as if it were whole.
 
     True for a response in state `'interrupted'` or `'incomplete'` and for a request in state `'interrupted'`,
-    whoever cut it. False for a message that `salvage` has made usable, though its state still tells; for a
+    whatever cut it. False for a message that `salvage` has made usable, though its state still tells; for a
     `'suspended'` response, which its provider goes on with; and for one that ended at its length limit.
+
+    One message does not tell whether its tool calls have results: `check_history` looks at the whole history.
     """
     return message.state in CUT_STATES and not isinstance(record_of(message).get("salvage"), dict)
 
 
+def lacks_results(history: Sequence[ModelMessage]) -> bool:
+    """Whether a history ends in a whole response whose tool calls have no results.
+
+    A `'suspended'` response is not whole yet: its provider goes on with it.
+    """
+    last = history[-1] if history else None
+    return isinstance(last, ModelResponse) and last.state == "complete" and bool(last.tool_calls)
+
+
 def check_history(messages: Iterable[ModelMessage]) -> None:
-    """Raise `IncompleteHistoryError` for the first message that `is_incomplete`; sends and changes nothing.
+    """Raise `IncompleteHistoryError` for a history that must not be sent with a new prompt; changes nothing.
+
+    That is one with a message that `is_incomplete`, and one whose last message is a response with tool calls: their
+    results are missing.
 
     Raises:
         IncompleteHistoryError: With the message's index, state and, where it is known, the reason of the cut.
         TypeError: If this is not a list of pydantic-ai's messages.
     """
-    refuse_incomplete(checked(messages))
+    history = checked(messages)
+    refuse_incomplete(history)
+    if lacks_results(history):
+        raise refusal(len(history) - 1, history[-1], results=True)
 
 
 def refuse_incomplete(messages: Sequence[ModelMessage]) -> None:
@@ -78,10 +96,19 @@ def refuse_incomplete(messages: Sequence[ModelMessage]) -> None:
             raise refusal(index, message)
 
 
-def refusal(index: int, message: ModelMessage, *, lacks_prompt: bool = False) -> IncompleteHistoryError:
-    """Return the error that names this message."""
+def refusal(
+    index: int, message: ModelMessage, *, prompt: bool = False, results: bool = False
+) -> IncompleteHistoryError:
+    """Return the error that names this message.
+
+    Args:
+        index: Where it stands.
+        message: The message.
+        prompt: Whether it may be sent, and the prompt is missing.
+        results: Whether it is whole, and the results of its tool calls are missing.
+    """
     reason = record_of(message).get("reason")
-    return IncompleteHistoryError(index, message.state, reason if isinstance(reason, str) else None, lacks_prompt)
+    return IncompleteHistoryError(index, message.state, reason if isinstance(reason, str) else None, prompt, results)
 
 
 def checked(messages: Iterable[ModelMessage]) -> list[ModelMessage]:

@@ -22,6 +22,7 @@ from ._guard import (
     HistoryPolicy,
     checked,
     is_incomplete,
+    lacks_results,
     record_of,
     refusal,
     refuse_incomplete,
@@ -37,7 +38,7 @@ INTERRUPTED_TOOL_RESULT: Final = "The tool call was interrupted before a result 
 
 
 def apply_policy(
-    messages: Iterable[ModelMessage], policy: HistoryPolicy, *, has_prompt: bool = True
+    messages: Iterable[ModelMessage], policy: HistoryPolicy, *, has_prompt: bool = True, awaits_results: bool = False
 ) -> list[ModelMessage]:
     """Apply a `history=` policy and return the history that may be sent, as a new list.
 
@@ -45,7 +46,9 @@ def apply_policy(
         messages: The history.
         policy: `'refuse'` raises for a cut message, `'salvage'` repairs it, `'allow'` lets it pass as it is.
         has_prompt: Whether anything follows the history. If nothing does, a history that ends in a cut answer is
-            refused even when that was salvaged: pydantic-ai would return the cut text as the run's output.
+            refused even when that was salvaged: pydantic-ai would return the cut text as the run's output. One that
+            ends in whole tool calls passes: pydantic-ai runs them.
+        awaits_results: Whether the results of the last response's tool calls may still be given, or are.
 
     Raises:
         ValueError: If the policy is none of the three.
@@ -58,12 +61,14 @@ def apply_policy(
     if policy == "allow":
         return history
     if policy == "salvage":
-        history = salvage(history)
+        history = _salvaged(history, "keep", "drop", close_last=not awaits_results)
     refuse_incomplete(history)
+    if has_prompt and not awaits_results and lacks_results(history):
+        raise refusal(len(history) - 1, history[-1], results=True)
     if not has_prompt and history:
         last = history[-1]
         if isinstance(last, ModelResponse) and last.state in CUT_STATES:
-            raise refusal(len(history) - 1, last, lacks_prompt=True)
+            raise refusal(len(history) - 1, last, prompt=True)
     return history
 
 
@@ -74,7 +79,9 @@ def salvage(
 
     Only incomplete messages, and the results that belong to them, are changed, in copies. Their state stays, and
     what was done is in ``metadata['cancelstream']['salvage']``; the record of a response that nothing was left of is
-    on the message before it. Salvaging again changes nothing.
+    on the message before it. A history that ends in a whole response with tool calls gets a request that closes them.
+    So don't salvage one that waits for deferred tool results, unless it is to go on without them. Salvaging again
+    changes nothing.
 
     A cut response keeps what the model had finished: calls that have results, thinking with what it led to,
     server-side tools that returned.
@@ -84,8 +91,9 @@ def salvage(
         text: What becomes of the text of a cut response: `'keep'` it, `'drop'` it, or `'mark'` it, which keeps it
             with the fixed sentence `INTERRUPTED_NOTE` under it. Blank text is dropped in any case.
         tool_calls: What becomes of the calls of a cut response that have no result: `'drop'` them, or `'close'`
-            them with a result that says they were interrupted. The calls of a whole response whose tools were
-            stopped are always closed: a tool may have done something by then, and the model has to know.
+            them with a result that says they were interrupted. A call whose name had not arrived is dropped in any
+            case. The calls of a whole response whose tools were stopped are always closed: a tool may have done
+            something by then, and the model has to know.
 
     Raises:
         ValueError: If `text` or `tool_calls` is not one of its values.
@@ -95,13 +103,22 @@ def salvage(
         raise ValueError(f"text must be 'keep', 'drop' or 'mark', not {text!r}")
     if tool_calls not in get_args(CallFate):
         raise ValueError(f"tool_calls must be 'drop' or 'close', not {tool_calls!r}")
+    return _salvaged(checked(messages), text, tool_calls, close_last=True)
+
+
+def _salvaged(
+    history: list[ModelMessage], text: TextFate, tool_calls: CallFate, *, close_last: bool
+) -> list[ModelMessage]:
+    """Salvage a history whose type is known to be right; `close_last`: also whole calls that it ends in."""
     salvaged: list[ModelMessage] = []
-    for response, requests in _turns(checked(messages)):
+    for response, requests in _turns(history):
         if response is None:
             salvaged.extend(_recorded(request, {}) if is_incomplete(request) else request for request in requests)
         elif is_incomplete(response):
             _salvage_cut(response, requests, salvaged, text, tool_calls)
-        elif any(is_incomplete(request) for request in requests):
+        elif any(is_incomplete(request) for request in requests) or (
+            close_last and response is history[-1] and lacks_results(history)
+        ):
             salvaged.append(response)
             salvaged.extend(_closed(response, requests, _unanswered(response, requests)))
         else:
@@ -132,10 +149,10 @@ def _salvage_cut(
 ) -> None:
     """Add a cut response and its requests to what is salvaged so far."""
     unanswered = _unanswered(response, requests)
-    dropped: list[ToolCallPart] = []
-    if tool_calls == "drop":
-        dropped, unanswered = unanswered, []
-        requests = _without_results(requests, dropped)
+    # No API takes a call without a name, so one whose name had not arrived cannot be closed.
+    dropped = [call for call in unanswered if tool_calls == "drop" or not call.tool_name]
+    unanswered = [call for call in unanswered if tool_calls != "drop" and call.tool_name]
+    requests = _without_results(requests, dropped)
     repaired, done = repair(response, text=text, without=dropped)
     if unanswered:
         done["closed"] = len(unanswered)
@@ -217,7 +234,14 @@ def _closed(
         at = max((i + 1 for i, part in enumerate(first.parts) if _is_result(part)), default=0)
         closed[0] = replace(first, parts=[*first.parts[:at], *missing, *first.parts[at:]])
     elif missing:
-        closed.append(ModelRequest(parts=missing, timestamp=response.timestamp))
+        closed.append(
+            ModelRequest(
+                parts=missing,
+                timestamp=response.timestamp,
+                run_id=response.run_id,
+                conversation_id=response.conversation_id,
+            )
+        )
     done = {"closed": len(missing)} if missing else {}
     return [_recorded(request, done) if is_incomplete(request) else request for request in closed]
 

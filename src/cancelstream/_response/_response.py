@@ -308,6 +308,11 @@ class CancellableStreamedResponse(StreamedResponse):
         return self._life.state is State.COMPLETE
 
     @property
+    def failed(self) -> bool:
+        """Whether the stream ended in an error."""
+        return self._life.state is State.FAILED
+
+    @property
     def cancel_reason(self) -> str | None:
         """Why it was stopped, `None` if it was not."""
         return self._life.reason

@@ -17,26 +17,27 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, Unpack, overload
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
-from pydantic_ai import AgentRunResult, AgentRunResultEvent, ModelMessage, ModelMessagesTypeAdapter, RunContext
+from pydantic_ai import AgentRunResult, AgentRunResultEvent, RunContext
 from pydantic_ai.agent import AbstractAgent, WrapperAgent
 from pydantic_ai.exceptions import RunCancelled
-from pydantic_ai.messages import AgentStreamEvent, ModelResponse, UserContent
+from pydantic_ai.messages import AgentStreamEvent, UserContent
 from pydantic_ai.output import OutputSpec
 from pydantic_ai.usage import RunUsage
 
 from .._final_turn import FinalTurnFilter, FinalTurnOnly, TextRetracted
-from .._history import mark_interrupted
 from .._interrupt import DEADLINE, Interrupted, Interruptible
-from .._model import hand_over
-from .._response import LEAVE_TIMEOUT, CancellableStreamedResponse
+from .._response import LEAVE_TIMEOUT
+from .._run_state import provide_run_state
 from .._state import Event, State
 from ._handle import RunHandle
+from ._moments import STOPS, Action
 from ._options import RunOptions, accept_options
 from ._text import RunningText, texts_of
 
@@ -74,13 +75,13 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
         self._step = 0
         self._ready: deque[AgentStreamEvent | AgentRunResultEvent[OutputT] | TextRetracted] = deque()
         self._over = False
+        self._is_pulling = False
         self._task: asyncio.Task[AgentRunResult[OutputT]] | None = None
         self._received: MemoryObjectReceiveStream[Any] | None = None
         self._guard = Interruptible()
         self._failed: BaseException | None = None
         self._error: BaseException | None = None  # the one that the consumer has still to be told
         self._absorbed: RunCancelled | None = None
-        self._context: RunContext[Any] | None = None
         self._result: AgentRunResult[OutputT] | None = None
 
     # --- entering and leaving ---------------------------------------------------------------------------------
@@ -100,17 +101,18 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Stop what has not ended, close everything, and settle the usage."""
-        if self._life.apply(Event.LEAVE, self._why_left(error)):
-            stream = self._account.stream
-            if stream is not None:
-                stream.cancel(self._life.reason)
+        if self._life.state is State.LIVE and self._is_over():
+            await self._let_it_end()
+        self._leave(self._why_left(error))
+        if self._is_cut and self._state.stream is not None:
+            self._state.stream.cancel(self.cancel_reason)
         self._over = True
         self._ready.clear()
         if self._is_cut:
             self._begin_stop()
-        if self._stopping is not None:
-            with anyio.move_on_after(LEAVE_TIMEOUT, shield=True):
-                await asyncio.wait([self._stopping])
+        await self._wait_for_stop()
+        if self._task is not None and self._task.done():
+            await self._end_tasks()
         if self._received is not None:
             self._received.close()
         self._closed.set()
@@ -122,16 +124,22 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
     def _why_left(self, error: BaseException | None) -> str:
         if isinstance(error, asyncio.CancelledError):
             return "task_cancelled"
-        return "left" if error is None else self._account.why_left(error)
+        return "left" if error is None else self._state.leave_reason(error)
+
+    async def _let_it_end(self) -> None:
+        """Let a run end that is left when its answer is whole: what it hands over until then is dropped."""
+        with anyio.move_on_after(LEAVE_TIMEOUT, shield=True), suppress(anyio.EndOfStream, anyio.ClosedResourceError):
+            while self._received is not None and self._is_over():
+                await self._received.receive()
 
     # --- the run, in a task of its own ------------------------------------------------------------------------
 
     def _start(self) -> MemoryObjectReceiveStream[Any]:
-        self._account.when_opened = self._watch
-        self._account.when_began = self._stop_if_cut
+        self._state.on_stream = self._watch
+        self._state.on_run_start = self._stop_if_cut
         # No buffer: the run is never more than one event ahead of the consumer.
         send, self._received = anyio.create_memory_object_stream[Any]()
-        with hand_over(self._account):
+        with provide_run_state(self._state):
             self._task = asyncio.create_task(self._drive(send))
         self._task.add_done_callback(_note_failure)
         return self._received
@@ -139,7 +147,6 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
     async def _drive(self, send: MemoryObjectSendStream[Any]) -> AgentRunResult[OutputT]:
         async def hand_on(context: RunContext[Any], events: AsyncIterable[AgentStreamEvent]) -> None:
             # Called for each step of the graph: a model's turn, then its tools, under the same number.
-            self._context = context
             begins, self._step = context.run_step != self._step, context.run_step
             if begins:
                 await send.send(_TurnBegins(may_continue=True))
@@ -156,7 +163,7 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
             except BaseException as error:
                 self._failed, self._absorbed = error, RunCancelled.from_cancellation(error)
                 if self._absorbed is not None or isinstance(error, asyncio.CancelledError):
-                    self._life.apply(Event.LEAVE, self._account.why_left(error))
+                    self._leave(self._state.leave_reason(error))
                 else:
                     self._life.apply(Event.ERROR)
                 raise
@@ -166,7 +173,7 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
 
     def _may_continue(self) -> bool:
         """Whether the turn that begins could turn out not to be the last one."""
-        stream = self._account.stream
+        stream = self._state.stream
         if stream is None:
             return True
         parameters = stream.model_request_parameters
@@ -181,18 +188,20 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
 
     # --- stopping ---------------------------------------------------------------------------------------------
 
-    def _watch(self) -> None:
-        """A stream was made, before its first pull: what happens to it in this run when it is cut."""
-        stream = self._account.stream
-        if stream is None:  # pragma: no cover - it is called because there is one
-            return
-        stream.when_cut = self._when_cut
-        if self._is_cut:
-            stream.cancel(self._life.reason)
+    def _is_answering(self) -> bool:
+        return False
 
-    def _stop_if_cut(self) -> None:
-        if self._is_cut and self._account.context is not None:
-            self._account.context.cancel()
+    def _is_over(self) -> bool:
+        """A whole answer is handed out event by event; with the filter it may still be held when all has come."""
+        if self._life.state in (State.COMPLETE, State.FAILED):
+            return True
+        stream = self._state.stream
+        if stream is None or not stream.is_whole or self._is_pulling or self._ready:
+            return False
+        if self._filter is not None and self._filter.holds:
+            return False
+        response = stream.get()
+        return bool(response.text) and not response.tool_calls
 
     async def _when_cut(self) -> None:
         """In the pull that found its stream cut: stay until the run is ended, which would take it for whole."""
@@ -201,15 +210,15 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
 
     async def _stop(self) -> None:
         try:
-            stream, task = self._account.stream, self._task
+            stream, task = self._state.stream, self._task
             if stream is not None:
-                # Closed gently first: cancelling a task in the middle of its read can damage a shared connection.
-                await stream.cancel(self._life.reason)
+                await stream.cancel(self.cancel_reason)
             if task is not None and not task.done():
-                if self._account.context is not None:
-                    self._account.context.cancel()
-                else:
-                    task.cancel()
+                match STOPS[self._moment()]:
+                    case Action.CANCEL_RUN | Action.CLOSE_AND_CANCEL_RUN if self._state.context is not None:
+                        self._state.context.cancel()
+                    case _:
+                        task.cancel()
                 patience = asyncio.get_running_loop().call_later(DEADLINE, self._lose_patience)
                 await asyncio.wait([task])
                 patience.cancel()
@@ -246,19 +255,22 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
         if self._is_stopped:
             return self._finish("cancelled")
         received = self._received or self._start()
+        self._is_pulling = True
         try:
             item = await self._guard.run(received.receive())
         except (Interrupted, anyio.ClosedResourceError):
             return self._finish("cancelled")
         except anyio.EndOfStream:
-            return await self._ended()
+            return await self._at_end()
+        finally:
+            self._is_pulling = False
         if self._is_stopped:
             return self._finish("cancelled")
         if isinstance(item, _TurnBegins):
             return [] if self._filter is None else self._filter.begin_turn(may_continue=item.may_continue)
         return [item] if self._filter is None else self._filter.feed(item)
 
-    async def _ended(self) -> list[Any]:
+    async def _at_end(self) -> list[Any]:
         """The run is over: its result, or the text that is still held and then its error."""
         if self._task is not None:
             await asyncio.wait([self._task])
@@ -293,7 +305,12 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
         Raises:
             ValueError: If pieces are asked for together with `'retract'`.
         """
-        return texts_of(self, RunningText(), delta=delta, final_turn_only=self._final_turn_only)
+        return texts_of(_Reading(self), RunningText(), delta=delta, final_turn_only=self._final_turn_only)
+
+    def _lose_pull(self, error: asyncio.CancelledError) -> None:
+        super()._lose_pull(error)
+        self._over = True
+        self._begin_stop()
 
     # --- what it was ------------------------------------------------------------------------------------------
 
@@ -302,66 +319,31 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
         """pydantic-ai's result of the run; `None` while it is going on, and for good if it was cut or failed."""
         return self._result
 
-    @property
-    def response(self) -> ModelResponse:
-        """What arrived of the latest answer: `state='interrupted'`, with the reason, once the run was cut."""
-        if (stream := self._in_flight()) is not None:
-            return stream.get()
-        for message in reversed(self.new_messages()):
-            if isinstance(message, ModelResponse):
-                return message
-        nothing = ModelResponse(parts=[], model_name=None, state="incomplete")
-        return mark_interrupted(nothing, reason=self._life.reason or "cancelled") if self._is_cut else nothing
-
-    def all_messages(self) -> list[ModelMessage]:
-        """The history and what this run added to it; ends in what was cut once the run was cut."""
-        older, new = self._messages()
-        return [*older, *new]
-
-    def all_messages_json(self) -> bytes:
-        """`all_messages()` as JSON, which `ModelMessagesTypeAdapter` reads back, also without this package."""
-        return ModelMessagesTypeAdapter.dump_json(self.all_messages())
-
-    def new_messages(self) -> list[ModelMessage]:
-        """What this run added to the history."""
-        return self._messages()[1]
-
-    def new_messages_json(self) -> bytes:
-        """`new_messages()` as JSON, which `ModelMessagesTypeAdapter` reads back, also without this package."""
-        return ModelMessagesTypeAdapter.dump_json(self.new_messages())
-
-    def _messages(self) -> tuple[list[ModelMessage], list[ModelMessage]]:
-        """The history, and what this run added to it."""
-        messages, older = self._recorded()
-        if self._life.state not in (State.LIVE, State.COMPLETE):
-            messages = self._with_cut_response(messages)
-        return messages[:older], messages[older:]
-
-    def _recorded(self) -> tuple[list[ModelMessage], int]:
-        """pydantic-ai's messages of the run, and how many of them are the history."""
-        ended = self._result or self._absorbed
-        if ended is not None:
-            messages = ended.all_messages()
-            return messages, len(messages) - len(ended.new_messages())
-        if self._context is not None:
-            messages = list(self._context.messages)
-            return messages, sum(message.run_id != self._context.run_id for message in messages)
-        return list(self._history), len(self._history)
-
-    def _in_flight(self) -> CancellableStreamedResponse | None:
-        """The open stream, if its response is not among the messages of the run yet."""
-        stream = self._account.stream
-        if stream is None:
-            return None
-        usage = stream.usage  # the very object goes into the message
-        recorded = (isinstance(message, ModelResponse) and message.usage is usage for message in self._recorded()[0])
-        return None if any(recorded) else stream
+    def _ended(self) -> AgentRunResult[OutputT] | RunCancelled | None:
+        return self._result or self._absorbed
 
     def _total(self) -> RunUsage:
-        ended = self._result or self._absorbed or self._account.context
+        ended = self._ended() or self._state.context
         total = (self._kwargs.get("usage") or RunUsage()) if ended is None else ended.usage
         # pydantic-ai adds a response to the sum when it adds it to the messages.
-        return total if (stream := self._in_flight()) is None else total + stream.usage
+        return total if self._state.received(self._recorded()[0]) is None else total + self._state.usages[-1]
+
+
+class _Reading(Generic[OutputT]):
+    """The events of a run for a reading that cannot go on after a pull that was cancelled, as the run's own can."""
+
+    def __init__(self, run: CancellableRunEvents[OutputT]) -> None:
+        self._run = run
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            return await self._run.__anext__()
+        except asyncio.CancelledError as error:
+            self._run._lose_pull(error)
+            raise
 
 
 def _note_failure(task: asyncio.Task[Any]) -> None:

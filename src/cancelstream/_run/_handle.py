@@ -1,9 +1,12 @@
-"""What every run of ours has: a life of its own, a `cancel()` that works before it is entered, and an account.
+"""What every run has: a life of its own, a `cancel()` that works before it is entered, its messages and its usage.
 
 `cancel()` claims the end of the run's life, stops the stream that is open, and leaves the rest to the event loop
-that the run was entered on, because nothing else of pydantic-ai's may be touched from another thread. A run that was
-not entered yet has no loop: there the claim is enough, because entering sets the loop first and looks at the life
-second, and `cancel()` does the reverse.
+that the run was entered on (`_moments.py`), because nothing else of pydantic-ai's may be touched from another thread. A
+run that was not entered yet has no loop: there the claim is enough, because entering sets the loop first and looks at
+the life second, and `cancel()` does the reverse.
+
+An answer is whole when its provider has said how it ended and all of it was handed out. If then nothing of the run is
+left to do but to end, a stop changes nothing: the run is over, whatever is called first.
 """
 
 from __future__ import annotations
@@ -13,25 +16,37 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from copy import copy
-from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from pydantic_ai import ModelMessage
+import anyio
+from pydantic_ai import ModelMessage, ModelMessagesTypeAdapter, UserPromptNode
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.capabilities import AbstractCapability
+from pydantic_ai.exceptions import RunCancelled
 from pydantic_ai.messages import ModelResponse
 from pydantic_ai.usage import RunUsage
 
 from .._closing import DONE, Closing, Latch
-from .._history import apply_policy
-from .._model import Account, Cancellable, is_inside
+from .._history import apply_policy, mark_interrupted
+from .._model import Cancellable
+from .._response import LEAVE_TIMEOUT
+from .._run_state import RunState, is_inside
 from .._state import Event, Life, State, checked_reason
 from .._usage import StreamUsage
+from ._moments import Moment, moment_of
 
 __all__ = ("RunHandle",)
 
 CUT: Final = frozenset({State.INTERRUPTED, State.LEFT})
 """The states of a run that was stopped before its end."""
+
+
+class Ended(Protocol):
+    """What pydantic-ai gives at the end of a run, well or not."""
+
+    def all_messages(self) -> list[ModelMessage]: ...
+
+    def new_messages(self) -> list[ModelMessage]: ...
 
 
 class RunHandle(ABC):
@@ -50,7 +65,9 @@ class RunHandle(ABC):
         # Neither is checked by Python, and both would fail far from the call that was wrong.
         if not isinstance(agent, AbstractAgent):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"the first argument is a pydantic-ai Agent, not {agent!r}")
-        self._history = apply_policy(kwargs.get("message_history") or [], "allow")
+        conversation = kwargs.get("conversation")
+        given = kwargs.get("message_history") if conversation is None else conversation.messages
+        self._history = apply_policy(given or [], "allow")
         self._agent = agent
         self._prompt = user_prompt
         # Left to pydantic-ai, the name would be looked for in our frames, where the variable is called `agent`.
@@ -58,17 +75,22 @@ class RunHandle(ABC):
         if not _is_cancellable(agent, self._kwargs.get("capabilities") or ()):
             self._kwargs["capabilities"] = [*(self._kwargs.get("capabilities") or ()), Cancellable()]
         self._life = Life()
-        self._account = Account()
+        self._state = RunState()
         self._closed = Latch()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._usage = StreamUsage()
         self._stopping: asyncio.Task[None] | None = None
+        self._asked: str | None = None
+        """The reason of a stop that came when the run seemed to be over."""
+
+    # --- stopping ---------------------------------------------------------------------------------------------
 
     def cancel(self, reason: str | None = None) -> Closing:
         """Stop this run: its loop just ends, the provider is told at once, and nothing further starts.
 
-        Idempotent, and a no-op once the run has ended. Safe from any thread, task or signal handler, and at any
-        moment: before the run is entered, before the first token, while the server is silent, during a tool.
+        Idempotent, and a no-op once the run has ended, or its whole answer was handed out. Safe from any thread, task
+        or signal handler, and at any moment: before the run is entered, before the first token, while the server is
+        silent, during a tool.
 
         Args:
             reason: Why, in at most 200 characters; it is kept as `cancel_reason` and in the message that was cut.
@@ -82,8 +104,10 @@ class RunHandle(ABC):
             ValueError: If it is too long.
         """
         reason = checked_reason(reason)
-        if self._life.apply(Event.CANCEL, reason):
-            stream = self._account.stream
+        if self._is_over():
+            self._asked = self._asked or reason
+        elif self._life.apply(Event.CANCEL, reason):
+            stream = self._state.stream
             if stream is not None:
                 stream.cancel(reason)
             if self._loop is None:
@@ -95,14 +119,14 @@ class RunHandle(ABC):
         return Closing(self._closed if self._is_cut else DONE, self._is_inside)
 
     def tell(self) -> None:
-        """Tell the server of a run that was cut, for whoever keeps its loop from running meanwhile."""
-        stream, loop = self._account.stream, self._loop
+        """Tell the server of a run that was cut, while the caller keeps its loop from running."""
+        stream, loop = self._state.stream, self._loop
         if stream is not None and loop is not None and not loop.is_running():
             stream.tell()
 
     def _begin_stop(self) -> None:
-        """Start what stopping needs the loop for, once; on the run's loop."""
-        if self._stopping is None and not self._closed.is_set():
+        """Start what stopping needs the loop for, once at a time; on the run's loop."""
+        if not self._closed.is_set() and (self._stopping is None or self._stopping.done()):
             self._stopping = asyncio.get_running_loop().create_task(self._stop())
 
     @property
@@ -119,10 +143,70 @@ class RunHandle(ABC):
 
     @abstractmethod
     async def _stop(self) -> None:
-        """End whatever of the run is going on, and set `_closed`."""
+        """End whatever of the run is going on, as `STOPS` has it, and set `_closed`."""
+
+    @abstractmethod
+    def _is_over(self) -> bool:
+        """Whether a stop would change nothing any more."""
+
+    @abstractmethod
+    def _is_answering(self) -> bool:
+        """Whether the answer is being handed out by `run_stream()`."""
+
+    def _moment(self) -> Moment:
+        stream = self._state.stream
+        return moment_of(
+            entered=self._loop is not None,
+            over=self._is_over(),
+            answering=self._is_answering(),
+            begun=self._state.context is not None,
+            streaming=stream is not None and not stream.is_whole and not stream.failed,
+        )
+
+    def _watch(self) -> None:
+        """A stream was made, before its first pull: what happens to it in this run when it is cut."""
+        stream = self._state.stream
+        if stream is None:  # pragma: no cover - it is called because there is one
+            return
+        stream.when_cut = self._when_cut
+        # A validator has sent the run back to its model: it was not over when it was stopped.
+        if self._asked is not None and self._life.apply(Event.CANCEL, self._asked):
+            self._begin_stop()
+        if self._is_cut:
+            stream.cancel(self.cancel_reason)
+
+    @abstractmethod
+    async def _when_cut(self) -> None:
+        """In the pull that found its stream cut: wait until pydantic-ai knows, which would take it for whole."""
+
+    def _stop_if_cut(self) -> None:
+        """The run has a context: end it if it was cut before."""
+        if self._is_cut and self._state.context is not None:
+            self._state.context.cancel()
+
+    async def _wait_for_stop(self) -> None:
+        """Wait until the stop is done, for as long as leaving may take."""
+        if self._stopping is not None:
+            with anyio.move_on_after(LEAVE_TIMEOUT, shield=True):
+                await asyncio.wait([self._stopping])
+
+    async def _end_tasks(self) -> None:
+        """pydantic-ai's run is over: end the tasks that it has forgotten, for as long as leaving may take."""
+        with anyio.move_on_after(LEAVE_TIMEOUT, shield=True):
+            await self._state.end_tasks()
+
+    def _leave(self, reason: str) -> None:
+        """The run was left before its end; that a timeout was behind it may be known only later."""
+        if self._life.apply(Event.LEAVE, reason) or (self._life.state is State.LEFT and reason == "timeout"):
+            self._state.left_as = reason
+
+    def _lose_pull(self, error: asyncio.CancelledError) -> None:
+        """A pull was cancelled by its consumer, which ends the answer there: a loop that goes on finds nothing."""
+        reason = self._state.leave_reason(error)
+        self._leave("task_cancelled" if reason == "left" else reason)
 
     def _is_inside(self) -> bool:
-        return is_inside(self._account)
+        return is_inside(self._state)
 
     @property
     def _is_cut(self) -> bool:
@@ -136,40 +220,83 @@ class RunHandle(ABC):
     @property
     def cancel_reason(self) -> str | None:
         """Why it was stopped, `None` if it was not."""
-        return self._life.reason
+        return self._state.left_as if self._life.state is State.LEFT else self._life.reason
+
+    # --- what it was ------------------------------------------------------------------------------------------
 
     @property
     def usage(self) -> StreamUsage:
         """The run's tokens so far, with bounds; one object, final once the run has ended.
 
-        Calling it, `usage()`, returns it too. It counts what was delivered: a provider may bill more.
+        Calling it, `usage()`, returns it too. It counts what was delivered: a provider may bill more. `complete` is
+        also false for a run that was cut between two whole responses.
         """
-        total, stream = copy(self._total()), self._account.stream
+        total, stream = copy(self._total()), self._state.stream
         if stream is not None:
             _ = stream.usage  # brings it up to date
         if self._is_cut:
             # pydantic-ai counts a step only once something of its answer arrived; the request was made all the same.
-            total.requests = max(total.requests, self._account.requests())
-        return StreamUsage.combine(total, self._account.usages, into=self._usage)
+            total.requests = max(total.requests, self._state.requests())
+        return StreamUsage.combine(total, self._state.usages, into=self._usage, cut=self._is_cut)
 
     @abstractmethod
     def _total(self) -> RunUsage:
         """pydantic-ai's own sum for this run, the response in flight included."""
 
-    def _with_cut_response(self, messages: Sequence[ModelMessage]) -> list[ModelMessage]:
-        """The messages of a run that did not end well, with the response that was cut if one was asked for."""
-        stream = self._account.stream
-        if stream is None or stream.is_whole or (messages and _is_cut_response(messages[-1])):
-            return list(messages)
-        response = stream.get()
-        context = self._account.context
-        if context is not None:
-            response = replace(response, run_id=context.run_id, conversation_id=context.conversation_id)
-        return [*messages, response]
+    @abstractmethod
+    def _ended(self) -> Ended | None:
+        """What pydantic-ai has given for this run, `None` as long as it has given nothing."""
 
+    def _recorded(self) -> tuple[list[ModelMessage], int]:
+        """pydantic-ai's messages of the run, and how many of them are older than it."""
+        state, ended = self._state, self._ended()
+        if isinstance(state.node, UserPromptNode) or (state.node is None and isinstance(ended, RunCancelled | None)):
+            return list(self._history), len(self._history)  # it has not added anything yet
+        if ended is not None:
+            messages = ended.all_messages()
+            return list(messages), len(messages) - len(ended.new_messages())
+        messages = state.messages or []
+        run_id = None if state.context is None else state.context.run_id
+        return list(messages), sum(message.run_id != run_id for message in messages)
 
-def _is_cut_response(message: ModelMessage) -> bool:
-    return isinstance(message, ModelResponse) and message.state in ("interrupted", "incomplete")
+    def _messages(self) -> tuple[list[ModelMessage], int]:
+        """The messages of the run as they are told, and how many of them are older than it."""
+        messages, older = self._recorded()
+        if self._life.state not in (State.LIVE, State.COMPLETE):
+            reason = (self.cancel_reason or "cancelled") if self._is_cut else None
+            messages = self._state.with_ending(messages, reason, new=len(messages) - older)
+        elif (received := self._state.received(messages)) is not None and self._is_over():
+            messages.append(received)  # whole, and pydantic-ai records it at the end
+        return messages, older
+
+    @property
+    def response(self) -> ModelResponse:
+        """What arrived of the latest answer: `state='interrupted'`, with the reason, once the run was cut."""
+        messages, older = self._messages()
+        if not self._is_cut and (received := self._state.received(messages)) is not None:
+            return received  # in flight
+        own = [message for message in messages[older:] if isinstance(message, ModelResponse)]
+        response = own[-1] if own else ModelResponse(parts=[], model_name=None, state="incomplete")
+        if self._is_cut and response.state in ("complete", "incomplete"):
+            return mark_interrupted(response, reason=self.cancel_reason or "cancelled")
+        return response
+
+    def all_messages(self) -> list[ModelMessage]:
+        """The history and what this run added to it; ends in what was cut once the run was cut."""
+        return self._messages()[0]
+
+    def all_messages_json(self) -> bytes:
+        """`all_messages()` as JSON, which `ModelMessagesTypeAdapter` reads back, also without this package."""
+        return ModelMessagesTypeAdapter.dump_json(self.all_messages())
+
+    def new_messages(self) -> list[ModelMessage]:
+        """What this run added to the history."""
+        messages, older = self._messages()
+        return messages[older:]
+
+    def new_messages_json(self) -> bytes:
+        """`new_messages()` as JSON, which `ModelMessagesTypeAdapter` reads back, also without this package."""
+        return ModelMessagesTypeAdapter.dump_json(self.new_messages())
 
 
 def _is_cancellable(agent: AbstractAgent[Any, Any], capabilities: Sequence[object]) -> bool:

@@ -1,11 +1,13 @@
 """`run_stream()`: pydantic-ai's own, with a result that exists before anything is sent.
 
-Two phases, two ways to stop. While the context is being entered, the agent may be waiting for a model, running a
-tool, or between the two: there the open stream is closed first, gently, and then pydantic-ai's `ctx.cancel()` ends
-what is left. It cancels the task, which is why it is used in this phase only: later the task is the consumer's.
-Once there is a result, the pull that was interrupted waits until pydantic-ai's own `result.cancel()` has recorded the
-response, and then the consumer's loop just ends. What runs after the response (tools of an exhaustive agent) is
-inside the consumer's pull, and is interrupted there.
+Two phases, two ways to stop. While the context is being entered, the agent may wait for a slot, for a model, run a
+tool, or be between the two: there its task is cancelled, by pydantic-ai's `ctx.cancel()` as soon as there is one. It is
+used in this phase only: later the task is the consumer's. Once there is a result, the pull that was interrupted waits
+until pydantic-ai's own `result.cancel()` has recorded the response, and then the consumer's loop just ends. What runs
+after the response (tools of an exhaustive agent) is inside the consumer's pull, and is interrupted there.
+
+A block that is left when the answer is whole and handed out ends the run as reading on would: its output is validated,
+and its messages are whole.
 
 Known limits. As in pydantic-ai, the first text is taken for the final answer. A tool written as a plain function runs
 in a thread that nobody can stop: it is left to finish, and its result is dropped.
@@ -17,25 +19,24 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from copy import copy
-from dataclasses import replace
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar, Unpack, overload
+from typing import Any, Generic, Self, TypeVar, Unpack, overload
 
 import anyio
-from pydantic_ai import ModelMessage, ModelMessagesTypeAdapter
 from pydantic_ai.agent import AbstractAgent, EventStreamHandler
-from pydantic_ai.exceptions import RunCancelled, RunTimedOut
+from pydantic_ai.exceptions import RunCancelled, RunTimedOut, UserError
 from pydantic_ai.messages import ModelResponse, UserContent
 from pydantic_ai.output import OutputSpec
 from pydantic_ai.result import StreamedRunResult
 from pydantic_ai.usage import RunUsage
 
 from .._errors import IncompleteOutputError
-from .._history import mark_interrupted
 from .._interrupt import Interrupted, Interruptible
-from .._model import hand_over
+from .._response import LEAVE_TIMEOUT
+from .._run_state import provide_run_state
 from .._state import Event, State
 from ._handle import RunHandle
+from ._moments import STOPS, Action
 from ._options import RunOptions, accept_options
 
 __all__ = ("CancellableRun", "run_stream")
@@ -43,9 +44,6 @@ __all__ = ("CancellableRun", "run_stream")
 T = TypeVar("T")
 OutputT = TypeVar("OutputT")
 DepsT = TypeVar("DepsT")
-
-LEAVE_TIMEOUT: Final = 10.0
-"""Seconds that leaving may take to stop a run: anyio's guide names this for cleaning up under a shield."""
 
 
 class CancellableRun(RunHandle, Generic[OutputT]):
@@ -58,11 +56,14 @@ class CancellableRun(RunHandle, Generic[OutputT]):
     _context: AbstractAsyncContextManager[StreamedRunResult[Any, OutputT]] | None = None
     _absorbed: RunCancelled | None = None
     _task: asyncio.Task[Any] | None = None
+    """The task that enters the run, while it does."""
+    _asked_for = 0
+    """How often that task was cancelled by a stop."""
 
     def __init__(self, agent: AbstractAgent[Any, Any], user_prompt: Any, kwargs: dict[str, Any]) -> None:
         super().__init__(agent, user_prompt, kwargs)
-        self._items: list[_Items[Any]] = []
-        self._recorded = asyncio.Event()
+        self._loops: list[_Loop[Any]] = []
+        self._recorded_by_pydantic_ai = asyncio.Event()
 
     # --- entering and leaving ---------------------------------------------------------------------------------
 
@@ -78,29 +79,51 @@ class CancellableRun(RunHandle, Generic[OutputT]):
         if self._is_cut:
             await asyncio.sleep(0)  # a cancellation of the task's own, if one is pending, comes first
             return self
-        self._account.when_opened = self._watch
-        self._account.when_began = self._stop_if_cut
-        self._task = asyncio.current_task()
+        self._state.on_stream = self._watch
+        self._state.on_run_start = self._stop_if_cut
+        task = self._task = asyncio.current_task()
+        before = 0 if task is None else task.cancelling()
         context = self._agent.run_stream(self._prompt, **self._kwargs)
         try:
-            with hand_over(self._account):
+            with provide_run_state(self._state):
                 self._result = await context.__aenter__()
             self._context = context
-        except RunCancelled as cancelled:
-            self._absorbed = cancelled
-            if isinstance(cancelled, RunTimedOut) or self._life.state is not State.INTERRUPTED:
-                self._life.apply(Event.LEAVE, self._account.why_left(cancelled))
-                raise
         except BaseException as error:
             self._absorbed = RunCancelled.from_cancellation(error)
-            left = isinstance(error, asyncio.CancelledError | GeneratorExit)
-            self._life.apply(Event.LEAVE if left else Event.ERROR, self._account.why_left(error) if left else None)
-            raise
+            if not self._is_own_stop(error, before):
+                self._note_failure(error)
+                raise
         finally:
+            self._withdraw()
             self._task = None
             if self._result is None:
                 await self._finish_stop()
+                await self._end_tasks()
+            elif self._is_cut:
+                self._begin_stop()  # it got here although it was stopped on the way
         return self
+
+    def _is_own_stop(self, error: BaseException, before: int) -> bool:
+        """Whether the stop, and nothing else, ended the entering; `before`: the cancellations that were older."""
+        if self._life.state is not State.INTERRUPTED or isinstance(error, RunTimedOut):
+            return False
+        if isinstance(error, asyncio.CancelledError) and self._asked_for:
+            self._withdraw()
+            return self._task is not None and self._task.cancelling() <= before
+        return isinstance(error, RunCancelled)
+
+    def _withdraw(self) -> None:
+        """Take back the cancellations of the task that a stop has asked for."""
+        while self._asked_for:
+            self._asked_for -= 1
+            if self._task is not None:
+                self._task.uncancel()
+
+    def _note_failure(self, error: BaseException) -> None:
+        if self._absorbed is not None or isinstance(error, asyncio.CancelledError | GeneratorExit):
+            self._leave(self._state.leave_reason(error))
+        else:
+            self._life.apply(Event.ERROR)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -109,89 +132,105 @@ class CancellableRun(RunHandle, Generic[OutputT]):
         context, result = self._context, self._result
         if context is None or result is None:
             return None
-        if self._life.apply(Event.END) if result.is_complete else self._life.apply(Event.LEAVE, self._why_left(error)):
-            stream = self._account.stream
-            if self._is_cut and stream is not None:
-                stream.cancel(self._life.reason)
-        if self._is_cut:
+        if self._life.state is State.LIVE and not result.is_complete and self._is_over():
+            await self._end(result)
+        if result.is_complete:
+            self._life.apply(Event.END)
+        # Without an error the block was just left, whatever became of tasks that prefetched for it.
+        self._leave("left" if error is None else self._state.leave_reason(error))
+        if self._life.state is State.INTERRUPTED:
+            self._begin_stop()
             await self._finish_stop()
         with anyio.move_on_after(LEAVE_TIMEOUT, shield=True):
-            for items in self._items:
-                await items.aclose()
+            for loop in self._loops:
+                await loop.aclose()
         self._context = None
         try:
             return await context.__aexit__(kind, error, traceback)
         finally:
-            self._closed.set()
+            await self._end_tasks()
+            self._finished()
 
-    def _why_left(self, error: BaseException | None) -> str:
-        # Without an error the block was just left, whatever became of tasks that prefetched for it.
-        return "left" if error is None else self._account.why_left(error)
+    async def _end(self, result: StreamedRunResult[Any, OutputT]) -> None:
+        """Do what reading on to the end would do, for a run that is left when its answer is whole.
+
+        If that fails, nobody waits for the output that could not be had: the run was left.
+        """
+        with suppress(Exception), anyio.move_on_after(LEAVE_TIMEOUT, shield=True):
+            await result.get_output()
 
     # --- stopping ---------------------------------------------------------------------------------------------
 
-    def _watch(self) -> None:
-        """A stream was made, before its first pull: what happens to it in this run when it is cut."""
-        stream = self._account.stream
-        if stream is None:  # pragma: no cover - it is called because there is one
-            return
-        stream.when_cut = self._when_cut
-        if self._life.state is State.INTERRUPTED:
-            stream.cancel(self._life.reason)
+    def _is_answering(self) -> bool:
+        return self._result is not None
 
-    def _stop_if_cut(self) -> None:
-        if self._life.state is State.INTERRUPTED and self._account.context is not None:
-            self._account.context.cancel()
+    def _is_over(self) -> bool:
+        result, stream = self._result, self._state.stream
+        if self._life.state in (State.COMPLETE, State.FAILED):
+            return True
+        if result is None or any(loop.is_pulling for loop in self._loops):
+            return False
+        if result.is_complete or _is_settled(result):
+            return True
+        if stream is None or not stream.is_whole:
+            return False
+        # The tools beside the answer, if it calls any, have not run.
+        final = stream.final_result_event
+        output_call = None if final is None else final.tool_call_id
+        return all(call.tool_call_id == output_call for call in result.response.tool_calls)
 
     async def _when_cut(self) -> None:
         """In the pull that found its stream cut: wait until pydantic-ai knows, so that its loop takes the right end."""
         self._begin_stop()
-        await self._recorded.wait()
+        await self._recorded_by_pydantic_ai.wait()
 
     async def _stop(self) -> None:
         try:
-            stream = self._account.stream
-            closing = None if stream is None else stream.cancel(self._life.reason)
-            if self._result is None and closing is not None:
-                # Closed gently first: cancelling a task in the middle of its read can damage a shared connection.
+            stream = self._state.stream
+            closing = None if stream is None else stream.cancel(self.cancel_reason)
+            if closing is not None and STOPS[self._moment()] is Action.CLOSE_AND_CANCEL_RUN:
                 await closing
-            if self._result is not None:
-                await self._stop_result(self._result)
-                if closing is not None:
-                    await closing
-            elif self._account.context is not None and self._task is not None:
-                self._account.context.cancel()
-                return  # entering ends with RunCancelled, and finishes
+            match STOPS[self._moment()]:
+                case Action.CANCEL_TASK:
+                    if self._task is not None:
+                        self._asked_for += 1
+                        self._task.cancel()
+                case Action.CANCEL_RUN | Action.CLOSE_AND_CANCEL_RUN:
+                    if self._task is not None and self._state.context is not None:
+                        self._state.context.cancel()
+                case Action.RECORD | Action.RECORD_AND_INTERRUPT as action:
+                    await self._record(interrupt=action is Action.RECORD_AND_INTERRUPT)
+                    if closing is not None:
+                        await closing
+                case Action.NOTHING:
+                    pass
         finally:
-            if self._task is None or self._result is not None:
-                self._recorded.set()
-                self._closed.set()
+            if self._task is None:  # else entering ends by this, and finishes
+                self._finished()
 
-    async def _stop_result(self, result: StreamedRunResult[Any, OutputT]) -> None:
+    async def _record(self, *, interrupt: bool) -> None:
         try:
-            await result.cancel()
+            if self._result is not None:
+                await self._result.cancel()
         finally:
-            self._recorded.set()
-            stream = self._account.stream
-            if stream is None or not stream.cancelled:
-                # The response had ended: what is running is behind it, in the consumer's pull.
-                for items in self._items:
-                    items.interrupt()
+            self._recorded_by_pydantic_ai.set()
+            if interrupt:
+                for loop in self._loops:
+                    loop.interrupt()
+
+    def _finished(self) -> None:
+        self._recorded_by_pydantic_ai.set()
+        self._closed.set()
 
     async def _finish_stop(self) -> None:
         try:
-            with anyio.move_on_after(LEAVE_TIMEOUT, shield=True):
-                if self._result is not None:
-                    self._begin_stop()
-                if self._stopping is not None:
-                    await asyncio.wait([self._stopping])
+            await self._wait_for_stop()
         finally:
-            self._recorded.set()
-            self._closed.set()
+            self._finished()
 
     def _is_inside(self) -> bool:
         current = asyncio.current_task()
-        pulling = any(items.is_pulled_by_us() for items in self._items)
+        pulling = any(loop.is_pulled_by_caller() for loop in self._loops)
         return pulling or (current is not None and current is self._task) or super()._is_inside()
 
     # --- streaming --------------------------------------------------------------------------------------------
@@ -223,9 +262,9 @@ class CancellableRun(RunHandle, Generic[OutputT]):
 
     def _stream(self, start: Callable[[StreamedRunResult[Any, OutputT]], AsyncIterator[T]]) -> AsyncIterator[T]:
         result = self._entered()
-        items = _Items(self, None if result is None or self._is_cut else start(result))
-        self._items.append(items)
-        return items
+        loop = _Loop(self, None if result is None or self._is_cut else start(result))
+        self._loops.append(loop)
+        return loop
 
     def _entered(self) -> StreamedRunResult[Any, OutputT] | None:
         """The result, `None` for a run that was cut before it had one."""
@@ -241,13 +280,13 @@ class CancellableRun(RunHandle, Generic[OutputT]):
         """
         result = self._entered()
         if result is None or self._is_cut:
-            raise IncompleteOutputError(self._life.reason or "cancelled")
-        items = _Items(self, _only(result.get_output))
-        self._items.append(items)
-        async for output in items:
+            raise IncompleteOutputError(self.cancel_reason or "cancelled")
+        loop = _Loop(self, _only(result.get_output))
+        self._loops.append(loop)
+        async for output in loop:
             self._life.apply(Event.END)
             return output
-        raise IncompleteOutputError(self._life.reason or "cancelled")
+        raise IncompleteOutputError(self.cancel_reason or "cancelled")
 
     # --- what it was ------------------------------------------------------------------------------------------
 
@@ -255,66 +294,42 @@ class CancellableRun(RunHandle, Generic[OutputT]):
     def response(self) -> ModelResponse:
         """What arrived of the answer: `state='interrupted'`, with the reason, once the run was cut."""
         result = self._entered()
-        if result is not None:
-            response = result.response
-            if not self._is_cut or response.state in ("interrupted", "complete", "suspended"):
-                return response
-            return replace(response, state="interrupted")
-        messages = self.new_messages()
-        if messages and isinstance(last := messages[-1], ModelResponse):
-            return last
-        nothing = ModelResponse(parts=[], model_name=None, state="interrupted")
-        return mark_interrupted(nothing, reason=self._life.reason or "cancelled")
+        return super().response if result is None or self._is_cut else result.response
 
-    def all_messages(self) -> list[ModelMessage]:
-        """The history and what this run added to it; ends in the cut response once the run was cut."""
-        if (result := self._result) is not None:
-            messages = result.all_messages()
-            whole = result.is_complete or self._life.state is State.LIVE
-            return list(messages) if whole else self._with_cut_response(messages)
-        if self._absorbed is not None:
-            return self._with_cut_response(self._absorbed.all_messages())
-        return list(self._history)
-
-    def all_messages_json(self) -> bytes:
-        """`all_messages()` as JSON, which `ModelMessagesTypeAdapter` reads back, also without this package."""
-        return ModelMessagesTypeAdapter.dump_json(self.all_messages())
-
-    def new_messages(self) -> list[ModelMessage]:
-        """What this run added to the history."""
-        if (result := self._result) is not None:
-            older = len(result.all_messages()) - len(result.new_messages())
-        elif self._absorbed is not None:
-            older = len(self._absorbed.all_messages()) - len(self._absorbed.new_messages())
-        else:
-            older = len(self._history)
-        return self.all_messages()[older:]
-
-    def new_messages_json(self) -> bytes:
-        """`new_messages()` as JSON, which `ModelMessagesTypeAdapter` reads back, also without this package."""
-        return ModelMessagesTypeAdapter.dump_json(self.new_messages())
+    def _ended(self) -> StreamedRunResult[Any, OutputT] | RunCancelled | None:
+        return self._result or self._absorbed
 
     def _total(self) -> RunUsage:
         if self._result is not None:
             return self._result.usage
-        stream = self._account.stream
+        stream = self._state.stream
         if self._absorbed is not None:
             total, messages = self._absorbed.usage, self._absorbed.all_messages()
             known = any(isinstance(m, ModelResponse) and stream and m.usage is stream.usage for m in messages)
             return total if stream is None or known else total + stream.usage
-        context = self._account.context
+        context = self._state.context
         total = (self._kwargs.get("usage") or RunUsage()) if context is None else context.usage
         # A step that is going on is added to the run's sum when it is over.
         return total + stream.usage if stream is not None and self._task is not None else copy(total)
 
 
-class _Items(Generic[T]):
+def _is_settled(result: StreamedRunResult[Any, Any]) -> bool:
+    """Whether the run had ended before it was handed out, as one does that ends in deferred tool calls."""
+    try:
+        _ = result.result
+    except UserError:
+        return False
+    return True
+
+
+class _Loop(Generic[T]):
     """One loop over a run: each pull can be interrupted, and nothing follows a cancel."""
 
     def __init__(self, run: CancellableRun[Any], source: AsyncIterator[T] | None) -> None:
         self._run = run
         self._source = source
         self._guard = Interruptible()
+        self.is_pulling = False
 
     def __aiter__(self) -> Self:
         return self
@@ -323,17 +338,23 @@ class _Items(Generic[T]):
         run = self._run
         if self._source is None or run._is_cut:
             raise StopAsyncIteration
+        self.is_pulling = True
         try:
             item = await self._guard.run(self._source.__anext__())
         except StopAsyncIteration:
             if run._result is not None and run._result.is_complete:
                 run._life.apply(Event.END)
             raise
+        except asyncio.CancelledError as error:
+            run._lose_pull(error)
+            raise
         except Exception as error:
             if isinstance(error, Interrupted) or run._is_cut:
                 raise StopAsyncIteration from None
             run._life.apply(Event.ERROR)
             raise
+        finally:
+            self.is_pulling = False
         if run._is_cut:
             raise StopAsyncIteration
         return item
@@ -342,7 +363,7 @@ class _Items(Generic[T]):
         """End the pull that is going on."""
         self._guard.cancel()
 
-    def is_pulled_by_us(self) -> bool:
+    def is_pulled_by_caller(self) -> bool:
         """Whether the caller runs inside this loop's own pull."""
         return self._guard.inside()
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, ToolReturnPart
 from pydantic_ai.usage import RequestUsage, RunUsage
 
-from .._counting import Count, join
+from .._counting import NOTHING, Count, join
 from .._record import read_record
 from ._cost import CostRange, cost_of
 from ._plain import joined, record_of_plain
@@ -205,6 +205,7 @@ class StreamUsage(_Recorded, RunUsage):
         responses: Iterable[ModelResponse | RequestUsage],
         *,
         into: StreamUsage | None = None,
+        cut: bool = False,
     ) -> StreamUsage:
         """The usage of a run in flight: its total as pydantic-ai has it, with the records of its responses.
 
@@ -212,6 +213,7 @@ class StreamUsage(_Recorded, RunUsage):
             total: pydantic-ai's own sum, the response in flight included; gives every plain field.
             responses: The responses (or their usages) that `total` is the sum of.
             into: The object to update and return, so that a run has one usage object for its whole life.
+            cut: Whether the run was cut: it is not complete then, even if each of its responses is.
         """
         usage = cls() if into is None else into
         for name in EXTRAS - total.__dict__.keys():
@@ -228,6 +230,9 @@ class StreamUsage(_Recorded, RunUsage):
             # unmeasured before the total says so, which leaves less than none.
             rest.unmeasured_requests = max(rest.unmeasured_requests, 0)
             records.append(record_of_plain(rest))
+        if cut and all(record.complete for record in records):
+            *records, last = records or [UsageRecord(NOTHING, NOTHING, NOTHING, NOTHING)]
+            records.append(replace(last, complete=False))
         usage._remember(tuple(records))
         return usage
 

@@ -1,0 +1,251 @@
+"""The state that a run and its parts share: the open stream, the messages, the step that is going on.
+
+The capability (`_model.py`) writes it from pydantic-ai's hooks, and the run's handle (`_run/`) reads it. A run of this
+package makes its state itself and hands it to the capability through a context variable, which the first `for_run` in
+that context takes, so that an agent called by a tool inside the run never takes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from pydantic_ai import CallToolsNode, ModelRequestNode, RunContext
+from pydantic_ai.messages import ModelMessage, ModelRequest, ModelRequestPart, ModelResponse
+
+from ._history import CUT_STATES, lacks_results, mark_interrupted
+from ._response import CancellableStreamedResponse
+from ._upstream.pydantic_ai import next_request_of, was_cancelled_by_its_own_handle
+from ._usage import ResponseUsage
+
+__all__ = ("RunState", "current_run_state", "inside", "is_inside", "provide_run_state")
+
+
+class RunState:
+    """The state of one run of an agent; on the run's own loop, `stream` excepted."""
+
+    def __init__(self) -> None:
+        self.stream: CancellableStreamedResponse | None = None
+        """The stream that was made last; the open one, if any is."""
+        self.usages: list[ResponseUsage] = []
+        """The usage of each stream."""
+        self.context: RunContext[Any] | None = None
+        """Set when the run begins: it can be cancelled through it from then on."""
+        self.messages: list[ModelMessage] | None = None
+        """pydantic-ai's own list of the run's messages, which grows as the run goes on."""
+        self.node: object = None
+        """The step of pydantic-ai's graph that began last."""
+        self.owner: asyncio.Task[Any] | None = None
+        """The task that drives the run: its cancellation is the run's."""
+        self.tasks: set[asyncio.Task[Any]] = set()
+        """The tasks in which pydantic-ai calls hooks; they end with the run."""
+        self.on_stream: Callable[[], None] | None = None
+        """Called when a stream was made, before its first pull."""
+        self.on_run_start: Callable[[], None] | None = None
+        """Called when the run has a context, before anything else of it happens."""
+        self._asked_at = 0
+        """Where the response of the last stream has its place among the messages."""
+        self.left_as: str | None = None
+        """Why the run was left before its end, once it was."""
+        self.taken = False
+
+    def take(self) -> Self:
+        """Claim the state for one run."""
+        self.taken = True
+        return self
+
+    def run_started(self, context: RunContext[Any]) -> None:
+        """The run has a context."""
+        self.context = context
+        self.messages = context.messages
+        self.note_task()
+        if self.on_run_start is not None:
+            self.on_run_start()
+
+    def step_started(self, context: RunContext[Any], node: object) -> None:
+        """The run's own task begins a step."""
+        self.owner = asyncio.current_task()
+        self.node = node
+        self.messages = context.messages
+
+    def stream_made(self, stream: CancellableStreamedResponse) -> None:
+        """A stream was made; it is the open one until the next."""
+        self.stream = stream
+        self.usages.append(stream.usage)
+        self._asked_at = len(self.messages or ())
+        if self.on_stream is not None:
+            self.on_stream()
+
+    def note_task(self) -> None:
+        """Remember the task that calls a hook of the run."""
+        task = asyncio.current_task()
+        if task is not None:
+            self.tasks.add(task)
+
+    async def end_tasks(self) -> None:
+        """End the tasks of a run that is over.
+
+        A run that is cancelled just when pydantic-ai hands over to such a task leaves it waiting for ever.
+        """
+        left = [task for task in self.tasks - {self.owner, asyncio.current_task()} if not task.done()]
+        self.tasks.clear()
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left)
+
+    def requests(self) -> int:
+        """How many of the streams had a request that was sent."""
+        return sum(bool(usage.estimated_requests or usage.has_values()) for usage in self.usages)
+
+    def leave_reason(self, error: BaseException | None) -> str:
+        """The reason to record for a stream that is left before its end, with this error or without one."""
+        context = self.context
+        if isinstance(error, TimeoutError) or _is_past(None if context is None else context.deadline):
+            return "timeout"
+        if self.left_as is not None:
+            return self.left_as
+        if was_cancelled_by_its_own_handle(context):
+            return "cancelled"
+        # A consumer that prefetches is cancelled in a task of its own when it is merely left, so the run's decides.
+        if self.owner is not None and self.owner.cancelling() > 0:
+            return "task_cancelled"
+        return "left"
+
+    # --- how the messages of a run end that did not come to its end --------------------------------------------
+
+    def with_ending(self, messages: Sequence[ModelMessage], reason: str | None, *, new: int) -> list[ModelMessage]:
+        """The messages of a run that was cut or failed, as they can be gone on with: the last one `is_incomplete`.
+
+        1. What the last stream had received is the last response, also where pydantic-ai has recorded less of it.
+        2. A whole response whose tool calls have no results gets a request with the results that came, marked as cut.
+        3. If the run was cut, and did not fail: a whole response without tool calls was cut in the work behind it, so
+           it is marked itself.
+        4. The same: a request that was not answered gets an empty response, marked as cut.
+
+        Nothing is added to the history of a run that had not begun.
+
+        Args:
+            messages: The messages as pydantic-ai has them.
+            reason: Why the run was cut, `None` for one that failed.
+            new: How many of them are the run's own.
+        """
+        told = list(messages)
+        received = self.received(told)
+        if received is not None:
+            if new and is_cut(told[-1]) and isinstance(told[-1], ModelResponse):
+                told.pop()
+            told.append(received)
+        elif not new:
+            return told
+        last = told[-1]
+        if reason is not None and is_cut(last) and isinstance(last, ModelResponse):
+            told[-1] = mark_interrupted(last, reason=reason)
+        elif lacks_results(told):
+            told.append(self._cut_request(last))
+        elif last.state == "incomplete":
+            told[-1] = replace(last, state="interrupted")
+        elif reason is not None and last.state == "complete":
+            if isinstance(last, ModelResponse):
+                told[-1] = mark_interrupted(last, reason=reason)
+            else:
+                nothing = ModelResponse(parts=[], run_id=last.run_id, conversation_id=last.conversation_id)
+                told.append(mark_interrupted(nothing, reason=reason))
+        return told
+
+    def close_messages(self) -> None:
+        """Have pydantic-ai's own list end in a request for tool calls that will have no other, as `with_ending` does.
+
+        pydantic-ai does so itself while tools run, and not just before and after.
+        """
+        if self.messages is not None and lacks_results(self.messages) and self._is_own(self.messages[-1]):
+            self.messages.append(self._cut_request(self.messages[-1]))
+
+    def _is_own(self, message: ModelMessage) -> bool:
+        return self.context is not None and message.run_id == self.context.run_id
+
+    def received(self, messages: Sequence[ModelMessage]) -> ModelResponse | None:
+        """All that arrived of the last stream's response, unless it is among the messages already."""
+        stream = self.stream
+        if stream is None:
+            return None
+        usage = stream.usage  # the very object goes into the message
+        if any(isinstance(message, ModelResponse) and message.usage is usage for message in messages):
+            return None
+        response = stream.get()
+        recorded = messages[self._asked_at] if self._asked_at < len(messages) else None
+        # Where the model is called elsewhere, pydantic-ai's own response may have nothing of what arrived there.
+        if isinstance(recorded, ModelResponse) and (recorded.parts or not response.parts or not is_cut(recorded)):
+            return None
+        if self.context is not None:
+            response = replace(response, run_id=self.context.run_id, conversation_id=self.context.conversation_id)
+        return response
+
+    def _cut_request(self, response: ModelMessage) -> ModelRequest:
+        """The request that answers a response's tool calls as far as they have results."""
+        return ModelRequest(
+            parts=self._results(),
+            run_id=response.run_id,
+            conversation_id=response.conversation_id,
+            timestamp=datetime.now(UTC),
+            state="interrupted",
+        )
+
+    def _results(self) -> list[ModelRequestPart]:
+        """The results that came after the last response and are not in a message yet."""
+        node = self.node
+        request = next_request_of(node) if isinstance(node, CallToolsNode) else None
+        if isinstance(node, ModelRequestNode):
+            request = node.request
+        return [] if request is None else [part for part in request.parts if part.part_kind != "user-prompt"]
+
+
+def is_cut(message: ModelMessage) -> bool:
+    """Whether the message says that it was cut."""
+    return message.state in CUT_STATES
+
+
+def _is_past(deadline: datetime | None) -> bool:
+    return deadline is not None and datetime.now(UTC) >= deadline
+
+
+_provided: ContextVar[RunState | None] = ContextVar("cancelstream.run_state", default=None)
+
+
+@contextmanager
+def provide_run_state(state: RunState) -> Generator[None]:
+    """Let the first run that begins in this context keep its state in `state`."""
+    token = _provided.set(state)
+    try:
+        yield
+    finally:
+        _provided.reset(token)
+
+
+def current_run_state() -> RunState:
+    """The state that was provided for the run that begins, or a new one."""
+    state = _provided.get()
+    return (RunState() if state is None or state.taken else state).take()
+
+
+_inside: ContextVar[tuple[RunState, ...]] = ContextVar("cancelstream.inside", default=())
+
+
+@contextmanager
+def inside(state: RunState | None) -> Generator[None]:
+    """Mark that the caller runs a tool of this run."""
+    token = _inside.set(_inside.get() if state is None else (*_inside.get(), state))
+    try:
+        yield
+    finally:
+        _inside.reset(token)
+
+
+def is_inside(state: RunState) -> bool:
+    """Whether the caller runs in a tool of this run."""
+    return state in _inside.get()
