@@ -235,10 +235,12 @@ class PeekableAsyncStream(Generic[T]):
     async def close(self) -> None:
         """Stop and wait until the source is closed, at most `DEADLINE` seconds; idempotent, on any loop.
 
-        Called from inside the stream's own pull it returns at once.
+        Called from inside the stream's own pull it returns at once, and so it does where the stream's loop is closed.
         """
         self._life.apply(Event.LEAVE)
         self._stop()
+        if self.is_stranded:
+            return
         if not self._need_not_wait():
             # The finisher has a deadline; this one is for a loop of another thread that has stopped.
             with anyio.move_on_after(2 * DEADLINE, shield=True):
@@ -282,15 +284,21 @@ class PeekableAsyncStream(Generic[T]):
         try:
             loop.call_soon_threadsafe(self._finish_soon)
         except RuntimeError:  # the loop is closed: nothing is left that could read or close
+            self.tell()
             self._closed.set()
 
     def tell(self) -> None:
         """Tell an HTTP/1.1 server within this call, before any turn of the loop.
 
-        For a stream that was stopped; on the reader's own thread, or while whoever runs the loop keeps it from running.
+        For a stream that was stopped; on the reader's own thread, or where the loop does not run meanwhile.
         """
         if not self._ended.is_set() and self._pull.stopping and self._unread is None:
             self._unread = http.shut_and_report_loss(getattr(self.source, "response", None))
+
+    @property
+    def is_stranded(self) -> bool:
+        """Whether the stream's loop is closed, so that nothing of it can be awaited any more."""
+        return self._loop is not None and self._loop.is_closed()
 
     def _inside(self) -> bool:
         """Whether the caller runs inside our own pull or closing, so that waiting for us would never end."""

@@ -282,6 +282,10 @@ class CancellableStreamedResponse(StreamedResponse):
             error: The error that the context is left with, for the request's own context.
         """
         self._life.apply(Event.LEAVE, reason)
+        if self._pull.is_stranded:  # a host drove us step by step, and has closed its loop
+            await self._pull.close()
+            self._settle()
+            return
         with anyio.move_on_after(LEAVE_TIMEOUT, shield=True):
             await self._pull.close()
         feed = self._feed

@@ -101,13 +101,17 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Stop what has not ended, close everything, and settle the usage."""
-        if self._life.state is State.LIVE and self._is_over():
+        is_stranded = self._is_stranded()
+        if not is_stranded and self._life.state is State.LIVE and self._is_over():
             await self._let_it_end()
         self._leave(self._why_left(error))
         if self._is_cut and self._state.stream is not None:
             self._state.stream.cancel(self.cancel_reason)
         self._over = True
         self._ready.clear()
+        if is_stranded:
+            self._closed.set()
+            return
         if self._is_cut:
             self._begin_stop()
         await self._wait_for_stop()

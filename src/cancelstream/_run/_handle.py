@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import suppress
 from copy import copy
 from typing import Any, Final, Protocol
 
@@ -113,8 +112,10 @@ class RunHandle(ABC):
             if self._loop is None:
                 self._closed.set()
             else:
-                with suppress(RuntimeError):  # that loop is closed: nothing of this run can be open
+                try:
                     self._loop.call_soon_threadsafe(self._begin_stop)
+                except RuntimeError:  # that loop is closed: nothing of this run can go on
+                    self._closed.set()
         # A run that had ended has nothing of its own to close.
         return Closing(self._closed if self._is_cut else DONE, self._is_inside)
 
@@ -123,6 +124,13 @@ class RunHandle(ABC):
         stream, loop = self._state.stream, self._loop
         if stream is not None and loop is not None and not loop.is_running():
             stream.tell()
+
+    def _is_stranded(self) -> bool:
+        """Whether the run's loop is closed, so that nothing of it can be awaited any more.
+
+        A host that drives a generator step by step closes its loop, and drops the generator later.
+        """
+        return self._loop is not None and self._loop.is_closed()
 
     def _begin_stop(self) -> None:
         """Start what stopping needs the loop for, once at a time; on the run's loop."""

@@ -132,12 +132,16 @@ class CancellableRun(RunHandle, Generic[OutputT]):
         context, result = self._context, self._result
         if context is None or result is None:
             return None
-        if self._life.state is State.LIVE and not result.is_complete and self._is_over():
+        is_stranded = self._is_stranded()
+        if not is_stranded and self._life.state is State.LIVE and not result.is_complete and self._is_over():
             await self._end(result)
         if result.is_complete:
             self._life.apply(Event.END)
         # Without an error the block was just left, whatever became of tasks that prefetched for it.
         self._leave("left" if error is None else self._state.leave_reason(error))
+        if is_stranded:
+            self._finished()
+            return None
         if self._life.state is State.INTERRUPTED:
             self._begin_stop()
             await self._finish_stop()
