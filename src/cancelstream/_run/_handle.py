@@ -145,7 +145,7 @@ class RunHandle(ABC):
 
     def _output_key(self, tool: str) -> str | None:
         """Under which name the arguments of this output tool hold an output that is no object; `None` for an object."""
-        stream = self._account.stream
+        stream = self._state.stream
         tools = () if stream is None else stream.model_request_parameters.output_tools
         return next((output.outer_typed_dict_key for output in tools if output.name == tool), None)
 
