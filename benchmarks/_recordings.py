@@ -71,6 +71,7 @@ def input_of(row: Row) -> Count:
     """The estimate of a recorded request to OpenAI."""
     meter = Meter.for_openai(row["request"], api=row["api"], model=row["model"])
     meter.sent()
+    meter.opened()
     return meter.usage.input
 
 
@@ -121,6 +122,7 @@ class Case:
         else:
             meter = Meter(model=row["model"], provider=row["api"], provider_url=None)
         meter.sent()
+        meter.opened()
         for event in events:
             if isinstance(event, dict):
                 meter.feed_chunk(event)

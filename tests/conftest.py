@@ -15,6 +15,11 @@ import pytest
 import pytest_asyncio
 import trustme
 from hypothesis import HealthCheck, settings
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from pydantic_ai.capabilities import Instrumentation
+from pydantic_ai.models.instrumented import InstrumentationSettings
 
 from cancelstream import _tokens
 
@@ -121,3 +126,22 @@ def certificates() -> tuple[Callable[[], ssl.SSLContext], ssl.SSLContext]:
     client = ssl.create_default_context()
     authority.configure_trust(client)
     return server, client
+
+
+class Spans:
+    """What pydantic-ai reports of the runs of an agent that has `instrumentation` among its capabilities."""
+
+    def __init__(self) -> None:
+        self._exporter = InMemorySpanExporter()
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self.instrumentation = Instrumentation(settings=InstrumentationSettings(tracer_provider=provider))
+
+    def named(self, start: str) -> list[ReadableSpan]:
+        return [span for span in self._exporter.get_finished_spans() if span.name.startswith(start)]
+
+
+@pytest.fixture
+def spans() -> Spans:
+    """The spans of a test's runs."""
+    return Spans()

@@ -57,8 +57,9 @@ def said(text: str, index: int = 0) -> PartDeltaEvent:
 
 
 def chunk(text: str | None = None, *, finish: str | None = None, **fields: Any) -> dict[str, Any]:
+    """A chunk of a host that does not say which model answers."""
     choices = [{"index": 0, "delta": {"content": text}, "finish_reason": finish}]
-    return {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "gpt-4o", "choices": choices, **fields}
+    return {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "", "choices": choices, **fields}
 
 
 def meter_of(model: str = "gpt-4o", provider: str = "openai") -> Meter:
@@ -72,12 +73,14 @@ def meter_of(model: str = "gpt-4o", provider: str = "openai") -> Meter:
         model_request_parameters=ModelRequestParameters(),
     )
     meter.sent()
+    meter.opened()
     return meter
 
 
 def raw_meter(model: str = "gpt-4o", request: Any = ASKED, api: Any = CHAT) -> Meter:
     meter = Meter.for_openai(request, api=api, model=model, url="https://api.openai.com/v1")
     meter.sent()
+    meter.opened()
     return meter
 
 
@@ -648,7 +651,7 @@ def test_a_deployment_of_any_name():
     """The chunks say which model a deployment is, and so how to count and price it; also what was read before them."""
     meter = raw_meter("my-deployment")
     assert meter.usage.input.source == "unknown"
-    meter.feed_chunk(chunk(""))
+    meter.feed_chunk(chunk("", model="gpt-4o"))
     assert meter.usage.input.value == ASKED_TOKENS
     meter.feed_chunk(chunk(TEXT))
     assert meter.usage.output.value == 12

@@ -11,13 +11,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from openai import AsyncOpenAI
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic_ai import Agent, CancellationToken, ModelMessagesTypeAdapter, RunCancelled, RunUsage, Tool, UsageLimits
-from pydantic_ai.capabilities import Instrumentation
 from pydantic_ai.exceptions import UsageLimitExceeded
-from pydantic_ai.models.instrumented import InstrumentationSettings
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.models.test import TestModel
 from pydantic_ai.models.wrapper import WrapperModel
@@ -146,23 +141,9 @@ async def test_an_estimate_counts_against_the_limits_of_what_follows(
         await agent.run("And another", usage=spent, usage_limits=limits)
 
 
-class Spans:
-    """What pydantic-ai reports of a run."""
-
-    def __init__(self) -> None:
-        self._exporter = InMemorySpanExporter()
-        provider = TracerProvider()
-        provider.add_span_processor(SimpleSpanProcessor(self._exporter))
-        self.instrumentation = Instrumentation(settings=InstrumentationSettings(tracer_provider=provider))
-
-    def named(self, start: str) -> list[ReadableSpan]:
-        return [span for span in self._exporter.get_finished_spans() if span.name.startswith(start)]
-
-
 @pytest.mark.parametrize("cut", [True, False])
-async def test_the_span(scripted_server: StartServer, clients: list[AsyncOpenAI], cut: bool):
+async def test_the_span(scripted_server: StartServer, clients: list[AsyncOpenAI], spans: Any, cut: bool):
     """The tokens and the cost on the span are ours, once, and an attribute says that they were estimated."""
-    spans = Spans()
     model = model_for(scripted_server(STUCK if cut else WHOLE), clients)
     agent = Agent(model, capabilities=[spans.instrumentation, Cancellable()])
     async with run_stream(agent, "Tell me a story about a frog.") as result:

@@ -31,6 +31,7 @@ from pydantic_ai.models import (
     ModelRequestParameters,
     StreamedResponse,
 )
+from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.instrumented import InstrumentedModel
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.models.wrapper import WrapperModel
@@ -38,10 +39,11 @@ from pydantic_ai.run import AgentRunResult
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition
 
+from ._counting import Api, family_of
 from ._history import HistoryPolicy, apply_policy, mark_interrupted
 from ._response import CancellableStreamedResponse
 from ._run_state import RunState, current_run_state, inside
-from ._usage import Api, Meter, ResponseUsage, prepare
+from ._usage import Meter, ResponseUsage, prepare
 
 __all__ = ("Cancellable", "CancellableModel")
 
@@ -58,7 +60,7 @@ class CancellableModel(WrapperModel):
     def __init__(self, wrapped: Model | KnownModelName | str) -> None:
         super().__init__(wrapped)
         self.state: RunState | None = None
-        prepare(self.wrapped.model_name)
+        prepare(_asked_of(self.wrapped).name)
 
     @asynccontextmanager
     async def request_stream(
@@ -74,17 +76,18 @@ class CancellableModel(WrapperModel):
         if state is None:
             state = RunState()
             state.owner = asyncio.current_task()
+        asked = _asked_of(model)
         stream = CancellableStreamedResponse.opening(
             lambda: model.request_stream(messages, model_settings, model_request_parameters, run_context),
             model=model,
             meter=Meter.for_pydantic_ai(
-                model_name=model.model_name,
-                provider_name=model.system,
-                provider_url=model.base_url,
+                model_name=asked.name,
+                provider_name=asked.provider,
+                provider_url=asked.url,
                 messages=messages,
                 model_settings=model_settings,
                 model_request_parameters=model_request_parameters,
-                api=_api_of(model),
+                api=asked.api,
             ),
             parameters=model_request_parameters,
         )
@@ -100,10 +103,41 @@ class CancellableModel(WrapperModel):
             _describe(stream.usage)
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """Whom a request goes to, as far as that is known before somebody answers."""
+
+    name: str | None
+    provider: str | None
+    url: str | None
+    api: Api | None
+
+
+def _asked_of(model: Model) -> _Asked:
+    """Whom a model asks, under whatever wraps it; of a `FallbackModel`, what its models have in common."""
+    models = _leaves(model)
+    first = models[0]
+    names, providers = ({getattr(each, name) for each in models} for name in ("model_name", "system"))
+    alike = len(names) == 1 or len({family_of(name) for name in names}) == 1
+    apis = {_api_of(each) for each in models}
+    return _Asked(
+        first.model_name if alike else None,
+        first.system if len(providers) == 1 else None,
+        first.base_url if len(providers) == 1 else None,
+        apis.pop() if len(apis) == 1 else None,
+    )
+
+
+def _leaves(model: Model) -> list[Model]:
+    if isinstance(model, WrapperModel):
+        return _leaves(model.wrapped)
+    if isinstance(model, FallbackModel):
+        return [leaf for each in model.models for leaf in _leaves(each)]
+    return [model]
+
+
 def _api_of(model: Model) -> Api | None:
-    """Which of OpenAI's interfaces a model speaks, under whatever else wraps it: they count differently."""
-    while isinstance(model, WrapperModel):
-        model = model.wrapped
+    """Which of OpenAI's interfaces a model speaks: they count differently."""
     if isinstance(model, OpenAIResponsesModel):
         return "openai-responses"
     return "openai-chat" if isinstance(model, OpenAIChatModel) else None
@@ -112,7 +146,7 @@ def _api_of(model: Model) -> Api | None:
 def _describe(usage: ResponseUsage) -> None:
     """Say on pydantic-ai's span, whose token counts are ours, where they come from."""
     span = trace.get_current_span()
-    if span.is_recording():
+    if span.is_recording() and usage.counts:
         span.set_attribute("cancelstream.usage.provenance", usage.provenance)
 
 
@@ -213,5 +247,6 @@ class Cancellable(AbstractCapability[Any]):
         """Mark a response that was left early, which pydantic-ai records as merely incomplete."""
         stream = None if self._state is None else self._state.stream
         if response.state == "incomplete" and stream is not None and stream.cancelled:
+            response = replace(response, usage=stream.usage)
             return mark_interrupted(response, reason=stream.cancel_reason or "left", usage_record=stream.usage.record())
         return response

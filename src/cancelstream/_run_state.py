@@ -101,7 +101,7 @@ class RunState:
 
     def requests(self) -> int:
         """How many of the streams had a request that was sent."""
-        return sum(bool(usage.estimated_requests or usage.has_values()) for usage in self.usages)
+        return sum(usage.counts for usage in self.usages)
 
     def leave_reason(self, error: BaseException | None) -> str:
         """The reason to record for a stream that is left before its end, with this error or without one."""
@@ -174,8 +174,7 @@ class RunState:
         stream = self.stream
         if stream is None:
             return None
-        usage = stream.usage  # the very object goes into the message
-        if any(isinstance(message, ModelResponse) and message.usage is usage for message in messages):
+        if any(map(stream.has_made, messages)):
             return None
         response = stream.get()
         recorded = messages[self._asked_at] if self._asked_at < len(messages) else None

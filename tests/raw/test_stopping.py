@@ -126,7 +126,9 @@ async def test_before_the_headers(scripted_server: StartServer, how: str) -> Non
         assert await asyncio.wait_for(pulling, LIMIT) is None
         await record.until_disconnected()
     assert response.get().state == "interrupted"
-    assert response.usage.input.low > 0
+    # The provider may have taken it or refused it.
+    asked = response.usage.input
+    assert asked.low == 0 < (asked.value or 0) <= (asked.high or 0)
 
 
 @pytest.mark.parametrize("how", READINGS)

@@ -17,7 +17,7 @@ from strands_support import STUCK, agent_for, gated, reading
 from cancelstream import StreamUsage
 from cancelstream.strands import stream_async
 from cancelstream.strands._usage import CallMeter, strands_usage
-from cancelstream.testing import Answer, HttpError, Text, ToolCall, Usage
+from cancelstream.testing import Answer, Cut, HttpError, Text, ToolCall, Usage
 from cancelstream.testing._plugin import StartServer
 
 
@@ -62,16 +62,30 @@ async def test_a_cut_run_is_mixed(scripted_server: StartServer):
     assert stream.usage.estimated_requests == 1
 
 
-async def test_a_request_that_failed_counts(scripted_server: StartServer):
-    """It was made: nothing is known of what it cost, and that is said."""
+async def test_a_request_that_was_refused_counts_nothing(scripted_server: StartServer):
+    """An HTTP error status: no request, no tokens, no cost, and no whole answer either."""
     server = scripted_server(HttpError(500))
     stream = stream_async(agent_for(server), "hello")
     with pytest.raises(Exception, match="refuses"):
         async for _ in stream:
             pass
-    assert stream.usage.requests == 1
+    assert stream.usage.requests == 0
     assert not stream.usage.complete
-    assert stream.usage.output.low == 0
+    assert (stream.usage.input.high, stream.usage.output.high) == (0, 0)
+    assert stream.usage.cost_range.high == 0
+
+
+async def test_a_request_that_was_lost_is_unknown(scripted_server: StartServer):
+    """The connection broke before a status came: the request was made, and nothing is known of what it cost."""
+    server = scripted_server(Answer(before_headers=Cut("eof")))
+    stream = stream_async(agent_for(server), "hello")
+    with pytest.raises(Exception, match=r"[Cc]onnection"):
+        async for _ in stream:
+            pass
+    assert stream.usage.requests == 1
+    assert stream.usage.provenance == "unknown"
+    assert (stream.usage.input.low, stream.usage.input.value, stream.usage.input.high) == (0, None, None)
+    assert (stream.usage.input_tokens, stream.usage.cost_range.high) == (0, None)
 
 
 async def test_it_grows_while_it_streams(scripted_server: StartServer):

@@ -87,7 +87,7 @@ class Count:
 
 
 NOTHING: Final = Count(0, 0, 0, "estimated", "nothing_sent")
-"""The count of a request that was never sent: nothing, for certain."""
+"""The count of a request that was never sent, or was refused: nothing, for certain."""
 
 
 def join(counts: Iterable[Count]) -> Count:

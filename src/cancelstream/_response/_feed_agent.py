@@ -77,7 +77,12 @@ class AgentFeed:
         if self.inner is None:
             context = cast("Opener", self._opener)()
             self._meter.sent()
-            inner = await context.__aenter__()
+            try:
+                inner = await context.__aenter__()
+            except Exception as error:
+                self._meter.failed(error, cut=self._life.state is not State.LIVE)
+                raise
+            self._meter.opened()
             # From here on there is something to leave; an opening that fails or is interrupted leaves by itself.
             self.context = context
             if self.deadline is not None:

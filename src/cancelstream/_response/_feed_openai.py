@@ -96,16 +96,25 @@ class OpenAIFeed(AgentFeed):
     async def open(self) -> Any:
         """Create the stream if it is not created yet, and return what it amounts to."""
         if self._stream is None and self._create is not None:
-            self._meter.sent()
             stream = self._create()
-            if hasattr(stream, "__await__"):
-                stream = await stream
+            self._meter.sent()
+            try:
+                if hasattr(stream, "__await__"):
+                    stream = await stream
+            except Exception as error:
+                self._meter.failed(error, cut=self._life.state is not State.LIVE)
+                raise
+            self._meter.opened()
             try:
                 _openai.check_stream(stream, openai.AsyncStream)
-                asked = _openai.asked_of(stream, self._request)
+                asked = _openai.asked_of(stream)
+                if asked.request is None:
+                    asked = _openai.asked_of(stream, self._request)
             except Exception:
                 await _openai.discard(stream)
                 raise
+            if asked.request is not None:
+                self._meter.asked(asked.request, api=asked.api, model=asked.model, url=asked.url)
             self.adopt(stream, asked)
         return self.inner
 

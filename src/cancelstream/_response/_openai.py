@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from copy import copy
 from functools import partial
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from pydantic_ai.models import ModelRequestParameters
 from .. import _openai
 from .._openai import MORE, Asked, Growing, Transcript, text_of
 from .._state import Event, Life, State
-from .._usage import Meter
+from .._usage import Meter, ResponseUsage
 from ._feed_agent import LEAVE_TIMEOUT
 from ._feed_openai import OpenAIFeed
 from ._iteration import Pulled
@@ -65,20 +66,23 @@ class OpenAIResponse(CancellableStreamedResponse):
             raise
         response = cls(asked)
         response._meter.sent()
+        response._meter.opened()
         response._feed.adopt(stream, asked)
         return response
 
     @classmethod
     def opening_by(cls, create: Any, kwargs: Mapping[str, Any]) -> OpenAIResponse:
         """A response whose stream is created on the first pull."""
-        client = getattr(getattr(create, "__self__", None), "_client", None)
+        method, arguments = _without_partials(create, kwargs)
+        client = getattr(getattr(method, "__self__", None), "_client", None)
         asked = Asked(
-            "openai-chat" if "messages" in kwargs else "openai-responses",
+            "openai-chat" if "messages" in arguments else "openai-responses",
             str(getattr(client, "base_url", "")),
-            cast("str", kwargs.get("model") or ""),
-            kwargs,
+            cast("str", arguments.get("model") or ""),
+            # A function of the user's own may send anything: what it sent is read once there is a stream.
+            None if client is None else arguments,
         )
-        return cls(asked, create=partial(create, **{**kwargs, "stream": True}), request=kwargs)
+        return cls(asked, create=partial(create, **{**kwargs, "stream": True}), request=arguments)
 
     # --- reading ----------------------------------------------------------------------------------------------
 
@@ -164,9 +168,18 @@ class OpenAIResponse(CancellableStreamedResponse):
 
     # --- what it was ------------------------------------------------------------------------------------------
 
+    def _note_server(self) -> None:
+        """Nothing: the chunks say who answers, and what is reported, and the meter has read them."""
+
     def _reported(self) -> None:
-        # The chunks have said it, and the meter has read them.
         return None
+
+    def _plain_usage(self) -> ResponseUsage:
+        return self.usage
+
+    def _message_usage(self, *, cut: bool) -> ResponseUsage:
+        # Nobody's limits are held to it: it is as rich as `usage`, and each message has its own while it grows.
+        return copy(self.usage) if self._life.state is State.LIVE else self.usage
 
     def _settle(self) -> None:
         if self._is_settled:
@@ -236,6 +249,14 @@ class _OpenAIEvents(_Chunks):
         return event
 
 
+def _without_partials(create: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+    """The function that a `functools.partial` stands for, and all of its keyword arguments."""
+    while isinstance(create, partial):
+        given = cast("partial[Any]", create)
+        create, kwargs = given.func, {**given.keywords, **kwargs}
+    return create, kwargs
+
+
 def open_stream(create: Callable[..., Any], /, **kwargs: Any) -> CancellableStreamedResponse:
     """A response that can be cancelled from now on; the request is sent when something is first read from it.
 
@@ -256,12 +277,13 @@ def open_stream(create: Callable[..., Any], /, **kwargs: Any) -> CancellableStre
             f"open_stream takes the method itself, as in `open_stream(client.chat.completions.create, ...)`, "
             f"not {create!r}; `CancellableStreamedResponse.from_openai` takes a stream"
         )
-    if isinstance(getattr(getattr(create, "__self__", None), "_client", None), openai.OpenAI):
+    method, _ = _without_partials(create, {})
+    if isinstance(getattr(getattr(method, "__self__", None), "_client", None), openai.OpenAI):
         raise TypeError(
             "open_stream needs a method of `AsyncOpenAI`, and this is one of `OpenAI`: use "
             "`cancelstream.sync.CancellableStream(create(..., stream=True))` for that"
         )
-    if getattr(create, "__name__", None) == "stream" and str(getattr(create, "__module__", "")).startswith("openai."):
+    if getattr(method, "__name__", None) == "stream" and str(getattr(method, "__module__", "")).startswith("openai."):
         raise TypeError(
             "open_stream calls the method that sends the request, and `stream` returns a helper around it: pass "
             "`client.chat.completions.create` or `client.responses.create`, with the same arguments"

@@ -23,17 +23,19 @@ from typing import Any, Self, cast
 
 import anyio
 from openai import AsyncStream
-from pydantic_ai.messages import FinishReason, ModelResponse, ModelResponseStreamEvent
+from pydantic_ai.messages import FinishReason, ModelMessage, ModelResponse, ModelResponseStreamEvent
 from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
+from pydantic_ai.models.openai import OpenAIResponsesStreamedResponse, OpenAIStreamedResponse
 from pydantic_ai.usage import RequestUsage
 
 from .._closing import Closing
+from .._counting import Api
 from .._errors import CancellationUnsupported
 from .._history import mark_interrupted
 from .._openai import Growing, text_of
 from .._peekable import PeekableAsyncStream
 from .._state import Event, Life, State, checked_reason
-from .._usage import Meter, ResponseUsage
+from .._usage import Meter, Reported, ResponseUsage
 from ._feed_agent import LEAVE_TIMEOUT, AgentFeed, Opener
 from ._iteration import Events
 
@@ -111,6 +113,7 @@ class CancellableStreamedResponse(StreamedResponse):
             )
         meter = Meter(model=inner.model_name, provider=inner.provider_name, provider_url=inner.provider_url)
         meter.sent()
+        meter.opened()
         life = Life()
         self._begin(life, meter, AgentFeed(life, meter, inner=inner), inner.model_request_parameters)
 
@@ -330,15 +333,34 @@ class CancellableStreamedResponse(StreamedResponse):
         if self.cancelled and self._pull._closed.is_set():
             self._settle()
         elif not self._is_settled:
+            self._note_server()
             self._meter.observe(reported=self._reported(), finish_reason=self.finish_reason)
         return self._meter.usage
 
-    def _reported(self) -> RequestUsage | None:
+    def _note_server(self) -> None:
+        """Tell the meter who answers: the stream inside says so, some only by and by."""
         inner = self._inner
+        if inner is not None:
+            self._meter.served(
+                model=inner.model_name,
+                provider=inner.provider_name,
+                provider_url=inner.provider_url,
+                api=_api_of(inner),
+            )
+
+    def _reported(self) -> RequestUsage | Reported | None:
+        inner = self._inner
+        if isinstance(inner, CancellableStreamedResponse):
+            return inner._all_reported()
         # pydantic-ai's own flag: False is a stream that would have said so, None one that does not keep track.
         if inner is None or getattr(inner, "_usage_received", None) is False:
             return None
         return inner._usage  # pyright: ignore[reportPrivateUsage]
+
+    def _all_reported(self) -> Reported:
+        """What the provider reported, for a response that wraps this one."""
+        _ = self.usage  # brings the meter up to date
+        return self._meter.reported
 
     def _settle(self) -> None:
         """Bring the usage to its final state, and with it every message that was made of this response."""
@@ -349,6 +371,7 @@ class CancellableStreamedResponse(StreamedResponse):
             self._meter.late(self._pull._late)  # pyright: ignore[reportPrivateUsage]
         if self._pull._lost:  # pyright: ignore[reportPrivateUsage]
             self._meter.lost()
+        self._note_server()
         kept = self._feed.kept or (self._inner.get() if self._inner is not None else None)
         self._meter.settle(
             parts=[] if kept is None else kept.parts,
@@ -360,26 +383,47 @@ class CancellableStreamedResponse(StreamedResponse):
 
     def get(self) -> ModelResponse:
         """What arrived so far as a `ModelResponse`: `state='interrupted'`, with the reason, once it was cut."""
-        usage = self.usage
-        inner = self._inner
-        if inner is None:
-            response = ModelResponse(
-                parts=[],
-                model_name=self.model_name,
-                provider_name=self.provider_name,
-                provider_url=self.provider_url,
-                timestamp=self._born,
-                state="incomplete",
-            )
-        else:
-            response = self._feed.kept or inner.get()
         state = self._life.state
-        response = replace(response, usage=usage)
+        if state is State.FAILED:
+            self._settle()
+        response = self._arrived()
         # A server-side job that was only left goes on, and can be resumed; one that was cancelled cannot.
         if state is State.INTERRUPTED or (state is State.LEFT and response.state != "suspended"):
+            usage = self.usage
             self._record.update(usage.record())
+            response = replace(response, usage=self._message_usage(cut=True))
             return mark_interrupted(response, reason=self._life.reason or "cancelled", usage_record=self._record)
-        return response
+        return replace(response, usage=self._message_usage(cut=False))
+
+    def _arrived(self) -> ModelResponse:
+        inner = self._inner
+        if inner is not None:
+            return self._feed.kept or inner.get()
+        # A request that failed has no response; pydantic-ai would find a price for one that has a model's name.
+        failed = self._life.state is State.FAILED
+        return ModelResponse(
+            parts=[],
+            model_name="" if failed else self.model_name,
+            provider_name=None if failed else self.provider_name,
+            provider_url=None if failed else self.provider_url,
+            timestamp=self._born,
+            state="incomplete",
+        )
+
+    def _message_usage(self, *, cut: bool) -> ResponseUsage:
+        return self._meter.usage_in_message(None if cut else self._plain_usage())
+
+    def _plain_usage(self) -> RequestUsage:
+        """pydantic-ai's own usage of this response: what the provider reported."""
+        inner = self._inner
+        if inner is None:
+            return RequestUsage()
+        return inner._plain_usage() if isinstance(inner, CancellableStreamedResponse) else inner.usage
+
+    def has_made(self, message: ModelMessage) -> bool:
+        """Whether this message is the one that pydantic-ai has recorded of this response."""
+        usage = self._meter.usage
+        return isinstance(message, ModelResponse) and (message.usage is usage or message.usage is usage.held)
 
     @property
     def model_name(self) -> str:
@@ -410,3 +454,10 @@ class CancellableStreamedResponse(StreamedResponse):
     def get_stream_cancel_errors(self) -> tuple[type[BaseException], ...]:
         """The errors that closing may raise in the stream inside; ours ends without one."""
         return super().get_stream_cancel_errors() if self._inner is None else self._inner.get_stream_cancel_errors()
+
+
+def _api_of(stream: StreamedResponse) -> Api | None:
+    """Which of OpenAI's interfaces a stream comes through."""
+    if isinstance(stream, OpenAIResponsesStreamedResponse):
+        return "openai-responses"
+    return "openai-chat" if isinstance(stream, OpenAIStreamedResponse) else None

@@ -9,5 +9,17 @@ from ._cost import CostRange
 from ._meter import Meter, prepare
 from ._objects import ResponseUsage, StreamUsage
 from ._record import Provenance
+from ._reported import Reported
 
-__all__ = ("Api", "CostRange", "Count", "Meter", "Provenance", "ResponseUsage", "Source", "StreamUsage", "prepare")
+__all__ = (
+    "Api",
+    "CostRange",
+    "Count",
+    "Meter",
+    "Provenance",
+    "Reported",
+    "ResponseUsage",
+    "Source",
+    "StreamUsage",
+    "prepare",
+)

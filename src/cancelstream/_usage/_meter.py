@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from pydantic_ai.messages import (
     ModelMessage,
@@ -49,6 +50,7 @@ from ._chunks import Reader
 from ._objects import ResponseUsage, fill
 from ._record import UsageRecord, bare_url
 from ._reported import NONE, Reported, from_usage
+from ._request import STEPS, Stage, Step, step_of
 
 __all__ = ("Meter", "prepare")
 
@@ -60,6 +62,16 @@ def prepare(model: str | None) -> None:
     loop never notices.
     """
     _tokens.preload(family_of(model).vocabulary)
+
+
+_BUILD: Final[Mapping[Api, Callable[[Mapping[str, Any]], Prompt]]] = {
+    "openai-chat": from_chat,
+    "openai-responses": from_responses,
+}
+
+
+_NOTHING: Final = frozenset({Stage.UNSENT, Stage.REFUSED})
+"""The stages of a request that counts nothing."""
 
 
 class Meter:
@@ -85,6 +97,7 @@ class Meter:
         api: Api | None = None,
     ) -> None:
         self._model = model
+        self._served: str | None = None
         self._provider = provider
         self._provider_url = bare_url(provider_url)
         self._read_prompt = read
@@ -101,7 +114,8 @@ class Meter:
         self._reported = NONE
         self._finish_reason: str | None = None
         self._usage = ResponseUsage()
-        self._sent = self._ended = self._is_late = self._lost = self._settled = False
+        self._stage = Stage.UNSENT
+        self._is_late = self._lost = self._settled = False
 
     @classmethod
     def for_pydantic_ai(
@@ -126,14 +140,52 @@ class Meter:
         """A meter for a raw OpenAI request body; without one the request's own size stays unknown."""
         if model is None and request is not None and isinstance(name := request.get("model"), str):
             model = name
-        build = from_chat if api == "openai-chat" else from_responses
-        read = None if request is None else partial(build, request)
+        read = None if request is None else partial(_BUILD[api], request)
         return cls(model=model, provider=None, provider_url=url, read=read, api=api)
 
+    # --- the request ------------------------------------------------------------------------------------------
+
     def sent(self) -> None:
-        """The request went out: from here on it counts, and a tokenizer is loaded, unless one is, in the background."""
-        self._sent = True
+        """The request goes out: from here on it counts, and a tokenizer is loaded, unless one is, in the background."""
+        self._apply(Step.SEND)
         prepare(self._model)
+
+    def opened(self) -> None:
+        """The provider accepted the request."""
+        self._apply(Step.OPEN)
+
+    def failed(self, error: BaseException, *, cut: bool = False) -> None:
+        """Note the error that came instead of an answer; one that comes after the provider accepted changes nothing.
+
+        Args:
+            error: The error, which says whether the request was refused.
+            cut: Whether the stream was stopped before: a connection that breaks then was broken by us.
+        """
+        step = step_of(error)
+        if not (cut and step is Step.LOSE):
+            self._apply(step)
+
+    def served(self, *, model: str | None, provider: str | None, provider_url: str | None, api: Api | None) -> None:
+        """Note who answers, as the open stream says: a fallback or a deployment is known only then.
+
+        Args:
+            model: The model's name, which some streams only learn from their chunks.
+            provider: The provider's name.
+            provider_url: The provider's base URL.
+            api: Which of OpenAI's interfaces the answer comes through, if that is known.
+        """
+        self._served = model or None
+        self._provider, self._provider_url = provider or self._provider, bare_url(provider_url) or self._provider_url
+        self._api = api or self._api
+
+    def asked(self, request: Mapping[str, Any], *, api: Api, model: str | None, url: str | None) -> None:
+        """Note the request's body as it was sent, in place of what was thought to be sent."""
+        if self._input is None:
+            self._read_prompt, self._prompt = partial(_BUILD[api], request), None
+            self._model, self._provider_url, self._api = model or self._model, bare_url(url), api
+
+    def _apply(self, step: Step) -> None:
+        self._stage = STEPS[self._stage].get(step, self._stage)
 
     # --- feeding ----------------------------------------------------------------------------------------------
 
@@ -188,21 +240,23 @@ class Meter:
         """Closing threw away data that had arrived: there was more than was counted, nobody knows how much."""
         self._lost = True
 
-    def observe(self, *, reported: RequestUsage | None, finish_reason: str | None = None) -> None:
+    def observe(self, *, reported: RequestUsage | Reported | None, finish_reason: str | None = None) -> None:
         """Note the wrapped stream's own usage as it stands now, for whoever reads `usage` before the end.
 
         Args:
-            reported: The usage of the wrapped stream, whatever it holds; what nobody reported is told apart here.
+            reported: The usage of the wrapped stream, whatever it holds: what was not reported is told apart here. Or
+                what a meter of ours inside has told apart.
             finish_reason: The provider's, where one came: what was reported with it is final.
         """
         if not self._settled:
-            self._reported, self._finish_reason = from_usage(reported), finish_reason
+            known = reported if isinstance(reported, Reported) else from_usage(reported)
+            self._reported, self._finish_reason = known, finish_reason
 
     def settle(
         self,
         *,
         parts: Sequence[ModelResponsePart] = (),
-        reported: RequestUsage | None = None,
+        reported: RequestUsage | Reported | None = None,
         ended: bool,
         finish_reason: str | None = None,
     ) -> None:
@@ -217,7 +271,8 @@ class Meter:
         if self._settled:
             return
         self.observe(reported=reported, finish_reason=finish_reason)
-        self._ended = ended
+        if ended:
+            self._apply(Step.END)
         self._parts = parts
         _ = self.usage
         self._settled = True
@@ -230,17 +285,34 @@ class Meter:
     def usage(self) -> ResponseUsage:
         """The usage so far: one object for the life of the meter, brought up to date on each read."""
         if not self._settled:
-            reported = self._known()
-            fill(self._usage, self._record(reported), reported, sent=self._sent)
+            reported = self.reported
+            fill(self._usage, self._record(reported), reported, sent=self._stage not in _NOTHING)
         return self._usage
 
-    def _known(self) -> Reported:
+    def usage_in_message(self, plain: RequestUsage | None) -> ResponseUsage:
+        """The usage for a message that is made of this response now.
+
+        Args:
+            plain: pydantic-ai's own usage of it, or `None` if the response was cut, whose messages have `usage`.
+        """
+        if plain is None or self._settled:
+            return self.usage.for_message(plain)
+        # Nothing is estimated here: pydantic-ai makes such a message of every event, for its limits.
+        opening = self._opens_with_placeholder()
+        least = (plain.input_tokens, 0 if opening else plain.output_tokens, 0, 0)
+        return self._usage.for_message(plain, UsageRecord(*map(Count.unknown, least), **self._named()))
+
+    @property
+    def reported(self) -> Reported:
         """What the provider reported: through the wrapped stream, or in the raw chunks."""
         return self._reader.reported if self._reported is NONE else self._reported
 
     def _record(self, reported: Reported) -> UsageRecord:
-        if not self._sent:
+        if self._stage in _NOTHING:
             return UsageRecord(NOTHING, NOTHING, NOTHING, NOTHING)
+        if self._stage is Stage.LOST:
+            unknown = Count.unknown()
+            return UsageRecord(unknown, unknown, unknown, unknown, **self._named())
         asked = self._asked() if reported.input is None else Count.reported(reported.input)
         if (method := self._whole(reported)) is not None:
             output = Count.reported(reported.output or 0, method)
@@ -260,14 +332,16 @@ class Meter:
             output,
             cached,
             reasoning,
-            complete=self._ended,
+            complete=self._stage is Stage.ENDED,
             hidden_reasoning=hidden,
             others=tuple((name, amount) for name, amount in reported.others if amount),
-            model=self._model_name(),
-            provider=self._provider,
-            provider_url=self._provider_url,
             cost=reported.cost if both else None,
+            **self._named(),
         )
+
+    def _named(self) -> dict[str, Any]:
+        """The names that a record is priced by."""
+        return {"model": self._model_name(), "provider": self._provider, "provider_url": self._provider_url}
 
     def _whole(self, reported: Reported) -> str | None:
         """How the provider reported the whole output, or `None` where what it reported is not the whole."""
@@ -284,7 +358,7 @@ class Meter:
 
     def _said_all(self) -> bool:
         """Whether the model came to the end of its answer, even if the stream did not."""
-        return self._ended or (self._finish_reason or self._reader.finish_reason) is not None
+        return self._stage is Stage.ENDED or (self._finish_reason or self._reader.finish_reason) is not None
 
     def _opens_with_placeholder(self) -> bool:
         """Whether an early output count is none: Anthropic's means nothing until the finish reason comes."""
@@ -300,7 +374,8 @@ class Meter:
             except Exception:  # noqa: BLE001 - a request too strange to count has no value, and is no error
                 counted = None
             self._input, self._input_family = counted or Count.unknown(), family
-        return self._input
+        # Until a status comes the request may still be refused, and then counts nothing.
+        return replace(self._input, low=0) if self._stage is Stage.SENT else self._input
 
     def _estimate(self) -> Answer:
         """The answer, estimated again if more of it has arrived."""
@@ -326,9 +401,11 @@ class Meter:
         return family_of(self._model_name())
 
     def _model_name(self) -> str | None:
-        """The model, by the request; a deployment may have any name, and then the chunks say which it is."""
-        known = family_of(self._model) is not UNKNOWN
-        return self._model if known else self._reader.model or self._model
+        """The model that answers, by its own account; by the request where that is no name that is known here."""
+        served = self._served or self._reader.model
+        if served is None or (family_of(served) is UNKNOWN and family_of(self._model) is not UNKNOWN):
+            return self._model
+        return served
 
     def _read(self) -> Prompt | None:
         if self._prompt is None and self._read_prompt is not None:

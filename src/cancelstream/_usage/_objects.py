@@ -31,8 +31,18 @@ __all__ = ("ResponseUsage", "StreamUsage", "fill", "record_of_message")
 
 EXTRAS: Final = frozenset({"estimated_requests", "estimated_input_tokens", "estimated_output_tokens"})
 
-_UNSET: Final[dict[str, Any]] = {**dict.fromkeys(EXTRAS, 0), "_records": (), "_stamp": None, "_cost_range": None}
+_UNSET: Final[dict[str, Any]] = {
+    **dict.fromkeys(EXTRAS, 0),
+    **dict.fromkeys(("_stamp", "_cost_range", "_held")),
+    "_records": (),
+    "_is_final": False,
+}
 """What an attribute that was never set reads as: the extras where all is reported, and the slots of a new object."""
+
+
+_SHOWN: Final = ("input_tokens", "output_tokens", "unmeasured_requests")
+_ESTIMATED: Final = (*_SHOWN, "cache_read_tokens", "output_reasoning_tokens", *sorted(EXTRAS))
+"""The fields of a response in which an estimate may stand where pydantic-ai has nothing."""
 
 
 class _Recorded:
@@ -145,10 +155,37 @@ class _Recorded:
 class ResponseUsage(_Recorded, RequestUsage):
     """The usage of one response, whole or cut: pydantic-ai's `RequestUsage` that knows how sure each number is.
 
-    The plain fields hold the value where one is honest, else the lower bound.
+    The plain fields of a response that was cut hold the value where one is honest, else the lower bound. Those of a
+    message that was not cut are pydantic-ai's own, which has none for what was not reported: its limits and its sums
+    are the same with this package as without it.
     """
 
-    __slots__ = ("_cost_range", "_records", "_stamp")
+    __slots__ = ("_cost_range", "_held", "_is_final", "_records", "_stamp")
+
+    @property
+    def held(self) -> ResponseUsage:
+        """What pydantic-ai's sum holds of this response: the usage of the message that it was last given."""
+        return self._held or self
+
+    def for_message(self, plain: RequestUsage | None, record: UsageRecord | None = None) -> ResponseUsage:
+        """The usage for a message of this response: one for each message while it streams, and one when it is over.
+
+        Args:
+            plain: pydantic-ai's own usage of a response that was not cut; `None` for one that was, whose usage is
+                this one: every message of it reads right once it is settled.
+            record: What is known while the response streams; `None` once it is over, when this usage knows all.
+        """
+        if plain is None:
+            self._held = None
+            return self
+        if self._held is None or not self._is_final:
+            held = self._held = ResponseUsage()
+            held.__dict__.update({**plain.__dict__, "details": dict(plain.details)})
+            if record is None and (self.estimated_input_tokens or self.estimated_output_tokens):
+                held.__dict__.update({name: self.__dict__[name] for name in EXTRAS & self.__dict__.keys()})
+            held._remember(self._records if record is None else (record,))
+            self._is_final = record is None
+        return self._held
 
     def incr(self, incr_usage: RequestUsage) -> None:
         """Add another usage to this one, in place, bounds and all."""
@@ -158,6 +195,11 @@ class ResponseUsage(_Recorded, RequestUsage):
 
     def __add__(self, other: RequestUsage) -> ResponseUsage:
         return cast("ResponseUsage", super().__add__(other))
+
+    @property
+    def counts(self) -> bool:
+        """Whether there is a request to count: one that was not sent yet, or was refused, is none."""
+        return any(record.counts for record in self._known())
 
     def record(self) -> dict[str, Any]:
         """The record as plain JSON, for `metadata['cancelstream']['usage']`: no prompt and no answer in it."""
@@ -190,7 +232,11 @@ class StreamUsage(_Recorded, RunUsage):
             if isinstance(message, ModelResponse):
                 RunUsage.incr(usage, message.usage)
                 usage.requests += 1
-                records.append(record_of_message(message))
+                record = record_of_message(message)
+                if message.usage.unmeasured_requests and None not in (record.input.value, record.output.value):
+                    shown = RequestUsage(input_tokens=record.input.plain, output_tokens=record.output.plain)
+                    _exchange(usage.__dict__, message.usage, shown, _SHOWN)
+                records.append(record)
             else:
                 usage.tool_calls += sum(
                     isinstance(part, ToolReturnPart) and part.outcome == "success" for part in message.parts
@@ -216,20 +262,26 @@ class StreamUsage(_Recorded, RunUsage):
             cut: Whether the run was cut: it is not complete then, even if each of its responses is.
         """
         usage = cls() if into is None else into
-        for name in EXTRAS - total.__dict__.keys():
-            usage.__dict__.pop(name, None)
-        usage.__dict__.update({**total.__dict__, "details": dict(total.details)})
+        fields = {**total.__dict__, "details": dict(total.details)}
         records: list[UsageRecord] = []
         rest = copy(total)
         for response in responses:
             one = response.usage if isinstance(response, ModelResponse) else response
-            rest -= RunUsage() + one
+            held = one.held if isinstance(one, ResponseUsage) else one
+            rest -= RunUsage() + held
+            if held is not one:
+                _exchange(fields, held, one)
             records.extend([record_of_message(response)] if isinstance(response, ModelResponse) else _records_of(one))
         if rest.input_tokens > 0 or rest.output_tokens > 0:
             # What the run was given as `usage=`, or spent on responses that nobody kept. A response may be
             # unmeasured before the total says so, which leaves less than none.
             rest.unmeasured_requests = max(rest.unmeasured_requests, 0)
             records.append(record_of_plain(rest))
+        usage.__dict__.update(fields)
+        for name in usage.__dict__.keys() - fields.keys():
+            usage.__dict__.pop(name, None)
+        # A request that counts nothing says nothing of the others, unless there are none.
+        records = [record for record in records if record.counts] or records
         if cut and all(record.complete for record in records):
             *records, last = records or [UsageRecord(NOTHING, NOTHING, NOTHING, NOTHING)]
             records.append(replace(last, complete=False))
@@ -280,6 +332,15 @@ def fill(usage: ResponseUsage, record: UsageRecord, reported: Reported, *, sent:
     usage._remember((record,))  # pyright: ignore[reportPrivateUsage]
 
 
+def _exchange(
+    fields: dict[str, Any], held: RequestUsage, shown: RequestUsage, names: Iterable[str] = _ESTIMATED
+) -> None:
+    """Put what we show of a response into a sum, in place of what pydantic-ai's sum holds of it."""
+    for name in names:
+        if difference := getattr(shown, name, 0) - getattr(held, name, 0):
+            fields[name] = max(fields.get(name, 0) + difference, 0)
+
+
 def record_of_message(message: ModelResponse) -> UsageRecord:
     """What is known of a stored response's usage; never raises on whatever its metadata holds."""
     record = _stored(message)
@@ -296,6 +357,8 @@ def record_of_message(message: ModelResponse) -> UsageRecord:
                 reasoning=Count.unknown(),
                 complete=False,
             )
+        elif message.state == "complete":
+            record = replace(record, complete=True)
     return replace(
         record,
         model=record.model or message.model_name,

@@ -37,6 +37,9 @@ def _count_of_plain(usage: RequestUsage | RunUsage, name: str, unmeasured: bool)
     value, estimated = as_count(getattr(usage, name)), as_count(getattr(usage, f"estimated_{name}", 0))
     if value is None or estimated is None:
         return Count.unknown()
+    if estimated > value and isinstance(usage, RequestUsage):
+        # pydantic-ai's numbers of a whole answer have nothing for what was not reported. A sum may have both kinds.
+        return Count.estimated(value + estimated, value, None, "sum")
     reported = max(0, value - estimated)
     if unmeasured:
         return Count.unknown(reported)

@@ -13,7 +13,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, Final, Literal, cast
 from urllib.parse import urlsplit
 
-from .._counting import MOST, SOURCES, Count, Source, as_count
+from .._counting import MOST, NOTHING, SOURCES, Count, Source, as_count
 
 __all__ = ("Provenance", "UsageRecord", "amounts", "as_price", "bare_url")
 
@@ -55,6 +55,11 @@ class UsageRecord:
     others: tuple[tuple[str, int | float], ...] = ()
     cost: Decimal | None = None
     at: datetime | None = None
+
+    @property
+    def counts(self) -> bool:
+        """Whether there is anything to count: a request that was never sent, or was refused, is nothing."""
+        return not self.input == self.output == NOTHING
 
     @property
     def provenance(self) -> Provenance:

@@ -92,8 +92,9 @@ class ModelCall:
                 self._chunks.append(chunk)
                 yield chunk
             self._ended = not self._stream.cancelled
-        except Exception:
+        except Exception as error:
             self._failed = True
+            self.meter.failed(error, cut=self._stream.cancelled)
             raise
         finally:
             with suppress(ValueError):  # closed by the garbage collector, elsewhere

@@ -195,7 +195,8 @@ class CancellableAgentStream:
         """
         invocation = self._run.invocation
         usages = [call.meter.usage for call in invocation.calls]
-        total = RunUsage(requests=len(usages), tool_calls=invocation.tool_calls)
+        requests = sum(usage.counts for usage in usages)
+        total = RunUsage(requests=requests, tool_calls=invocation.tool_calls)
         for usage in usages:
             total.incr(usage)
         return StreamUsage.combine(total, usages, into=self._usage)

@@ -83,6 +83,16 @@ class CallMeter:
             self._meter.observe(reported=self._reported, finish_reason=self._finish)
         return self._meter.usage
 
+    def failed(self, error: BaseException, *, cut: bool) -> None:
+        """Note the error that the call ended with: one that came before any chunk says what became of the request.
+
+        Args:
+            error: The error.
+            cut: Whether the call was cut before.
+        """
+        if not self._chunks:
+            self._meter.failed(error, cut=cut)
+
     def settle(
         self, *, ended: bool, late: Sequence[StreamEvent], unsaid: Sequence[Mapping[str, Any]], lost: bool
     ) -> None:
@@ -96,6 +106,8 @@ class CallMeter:
         """
         if self._settled:
             return
+        if self._chunks or late:
+            self._meter.opened()
         for chunk in self._chunks[self._seen :]:
             self._note(chunk)
         if not ended or not self._is_answer_reported:
@@ -112,6 +124,8 @@ class CallMeter:
 
     def _read_on(self) -> None:
         """Give the meter what has arrived since."""
+        if self._chunks:
+            self._meter.opened()
         while self._seen < len(self._chunks):
             chunk = self._chunks[self._seen]
             self._seen += 1

@@ -23,6 +23,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from copy import copy
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
@@ -89,6 +90,7 @@ class CancellableStream(Generic[ChunkT]):
         self._response = stream.response
         self._meter = Meter.for_openai(asked.request, api=asked.api, model=asked.model or None, url=asked.url)
         self._meter.sent()
+        self._meter.opened()
         responses_api = asked.api == "openai-responses"
         mapping = _openai.Mapping(
             responses_api=responses_api,
@@ -390,8 +392,8 @@ class CancellableStream(Generic[ChunkT]):
         with self._account:
             self._transcript.flush()
             arrived: ModelResponse = self._transcript.response.get()
-        response = replace(arrived, usage=usage)
         state = self._life.state
+        response = replace(arrived, usage=copy(usage) if state is State.LIVE else usage)
         # A server-side job that was only left goes on, and can be resumed; one that was cancelled cannot.
         if state is State.INTERRUPTED or (state is State.LEFT and response.state != "suspended"):
             self._record.update(usage.record())
