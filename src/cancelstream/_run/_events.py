@@ -125,6 +125,10 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
                 error = error.__context__
             error.__context__ = self._absorbed  # where `RunCancelled.from_cancellation()` finds the run's state
 
+    async def aclose(self) -> None:
+        """Stop what has not ended and close everything, as leaving the block does; idempotent."""
+        await self.__aexit__(None, None, None)
+
     def _why_left(self, error: BaseException | None) -> str:
         if isinstance(error, asyncio.CancelledError):
             return "task_cancelled"

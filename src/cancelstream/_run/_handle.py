@@ -32,9 +32,10 @@ from .._response import LEAVE_TIMEOUT
 from .._run_state import RunState, is_inside
 from .._state import Event, Life, State, checked_reason
 from .._usage import StreamUsage
+from ._members import refuse_return_content
 from ._moments import Moment, moment_of
 
-__all__ = ("RunHandle",)
+__all__ = ("RunHandle", "shut_socket_now")
 
 CUT: Final = frozenset({State.INTERRUPTED, State.LEFT})
 """The states of a run that was stopped before its end."""
@@ -118,12 +119,6 @@ class RunHandle(ABC):
                     self._closed.set()
         # A run that had ended has nothing of its own to close.
         return Closing(self._closed if self._is_cut else DONE, self._is_inside)
-
-    def tell(self) -> None:
-        """Tell the server of a run that was cut, while the caller keeps its loop from running."""
-        stream, loop = self._state.stream, self._loop
-        if stream is not None and loop is not None and not loop.is_running():
-            stream.tell()
 
     def _is_stranded(self) -> bool:
         """Whether the run's loop is closed, so that nothing of it can be awaited any more.
@@ -289,22 +284,40 @@ class RunHandle(ABC):
             return mark_interrupted(response, reason=self.cancel_reason or "cancelled")
         return response
 
-    def all_messages(self) -> list[ModelMessage]:
-        """The history and what this run added to it; ends in what was cut once the run was cut."""
+    def all_messages(self, *, output_tool_return_content: str | None = None) -> list[ModelMessage]:
+        """The history and what this run added to it; ends in what was cut once the run was cut.
+
+        Args:
+            output_tool_return_content: Not supported in a streamed run, as in pydantic-ai.
+
+        Raises:
+            NotImplementedError: If it is given.
+        """
+        refuse_return_content(output_tool_return_content)
         return self._messages()[0]
 
-    def all_messages_json(self) -> bytes:
+    def all_messages_json(self, *, output_tool_return_content: str | None = None) -> bytes:
         """`all_messages()` as JSON, which `ModelMessagesTypeAdapter` reads back, also without this package."""
-        return ModelMessagesTypeAdapter.dump_json(self.all_messages())
+        messages = self.all_messages(output_tool_return_content=output_tool_return_content)
+        return ModelMessagesTypeAdapter.dump_json(messages)
 
-    def new_messages(self) -> list[ModelMessage]:
-        """What this run added to the history."""
+    def new_messages(self, *, output_tool_return_content: str | None = None) -> list[ModelMessage]:
+        """What this run added to the history; the argument is that of `all_messages()`."""
+        refuse_return_content(output_tool_return_content)
         messages, older = self._messages()
         return messages[older:]
 
-    def new_messages_json(self) -> bytes:
+    def new_messages_json(self, *, output_tool_return_content: str | None = None) -> bytes:
         """`new_messages()` as JSON, which `ModelMessagesTypeAdapter` reads back, also without this package."""
-        return ModelMessagesTypeAdapter.dump_json(self.new_messages())
+        messages = self.new_messages(output_tool_return_content=output_tool_return_content)
+        return ModelMessagesTypeAdapter.dump_json(messages)
+
+
+def shut_socket_now(run: RunHandle) -> None:
+    """Tell the server of a run that was cut, while its event loop stands still; for a caller that keeps it so."""
+    stream, loop = run._state.stream, run._loop
+    if stream is not None and loop is not None and not loop.is_running():
+        stream.tell()
 
 
 def _is_cancellable(agent: AbstractAgent[Any, Any], capabilities: Sequence[object]) -> bool:

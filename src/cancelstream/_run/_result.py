@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, Unpack, overload
 
 import anyio
+from pydantic_ai import RunContext
 from pydantic_ai.agent import AbstractAgent, EventStreamHandler
 from pydantic_ai.exceptions import RunCancelled, RunTimedOut, UserError
 from pydantic_ai.messages import ModelResponse, UserContent
@@ -36,6 +37,7 @@ from .._response import LEAVE_TIMEOUT
 from .._run_state import provide_run_state
 from .._state import Event, State
 from ._handle import RunHandle
+from ._members import RunMembers
 from ._moments import STOPS, Action
 from ._options import RunOptions, accept_options
 
@@ -46,7 +48,7 @@ OutputT = TypeVar("OutputT")
 DepsT = TypeVar("DepsT")
 
 
-class CancellableRun(RunHandle, Generic[OutputT]):
+class CancellableRun(RunHandle, RunMembers[OutputT], Generic[OutputT]):
     """A streamed run of an agent: cancellable from its birth, and entered with `async with`.
 
     Streams and reads like pydantic-ai's `StreamedRunResult`. Made by `run_stream()`.
@@ -275,6 +277,9 @@ class CancellableRun(RunHandle, Generic[OutputT]):
         if self._result is None and not self._is_cut:
             raise RuntimeError("this run was not entered: use `async with run_stream(...) as result:`")
         return self._result
+
+    def _known(self) -> StreamedRunResult[Any, OutputT] | RunContext[Any] | None:
+        return self._result or self._state.context
 
     async def get_output(self) -> OutputT:
         """Read the stream to its end and return the validated output.

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from datetime import datetime
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack, overload
 
 from pydantic_ai import ModelMessage
 from pydantic_ai.agent import AbstractAgent, EventStreamHandler
@@ -25,6 +26,9 @@ from .._run import CancellableRun, RunOptions, accept_options
 from .._usage import StreamUsage
 from ._loops import is_async
 from ._session import END, Session
+
+if TYPE_CHECKING:
+    from pydantic_ai.workspaces import Workspace
 
 __all__ = ("BlockingRun", "run_stream")
 
@@ -189,21 +193,74 @@ class BlockingRun(Generic[OutputT]):
         """What arrived of the answer: `state='interrupted'`, with the reason, once the run was cut."""
         return self._look(lambda run: run.response)
 
-    def all_messages(self) -> list[ModelMessage]:
-        """The history and what this run added to it; ends in the cut response once the run was cut."""
-        return self._look(lambda run: run.all_messages())
+    def all_messages(self, *, output_tool_return_content: str | None = None) -> list[ModelMessage]:
+        """The history and what this run added to it; ends in the cut response once the run was cut.
 
-    def all_messages_json(self) -> bytes:
+        Args:
+            output_tool_return_content: Not supported in a streamed run, as in pydantic-ai.
+
+        Raises:
+            NotImplementedError: If it is given.
+        """
+        return self._look(lambda run: run.all_messages(output_tool_return_content=output_tool_return_content))
+
+    def all_messages_json(self, *, output_tool_return_content: str | None = None) -> bytes:
         """`all_messages()` as JSON, which `ModelMessagesTypeAdapter` reads back, also without this package."""
-        return self._look(lambda run: run.all_messages_json())
+        return self._look(lambda run: run.all_messages_json(output_tool_return_content=output_tool_return_content))
 
-    def new_messages(self) -> list[ModelMessage]:
-        """What this run added to the history."""
-        return self._look(lambda run: run.new_messages())
+    def new_messages(self, *, output_tool_return_content: str | None = None) -> list[ModelMessage]:
+        """What this run added to the history; the argument is that of `all_messages()`."""
+        return self._look(lambda run: run.new_messages(output_tool_return_content=output_tool_return_content))
 
-    def new_messages_json(self) -> bytes:
+    def new_messages_json(self, *, output_tool_return_content: str | None = None) -> bytes:
         """`new_messages()` as JSON, which `ModelMessagesTypeAdapter` reads back, also without this package."""
-        return self._look(lambda run: run.new_messages_json())
+        return self._look(lambda run: run.new_messages_json(output_tool_return_content=output_tool_return_content))
+
+    @property
+    def run_id(self) -> str | None:
+        """pydantic-ai's id of this run; `None` until it begins, and for good if it was stopped before that."""
+        return self._look(lambda run: run.run_id)
+
+    @property
+    def conversation_id(self) -> str | None:
+        """The id of the conversation that the run belongs to; `None` until it begins."""
+        return self._look(lambda run: run.conversation_id)
+
+    @property
+    def metadata(self) -> dict[str, Any] | None:
+        """The metadata of the run, if the agent or the call has set any; `None` until it begins."""
+        return self._look(lambda run: run.metadata)
+
+    @property
+    def workspace(self) -> Workspace:
+        """The workspace of the run.
+
+        Raises:
+            RuntimeError: If the run has not begun.
+        """
+        return self._look(lambda run: run.workspace)
+
+    @property
+    def timestamp(self) -> datetime:
+        """When the response began."""
+        return self._look(lambda run: run.timestamp)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer was received to its end, by one of the `stream_` methods or by `get_output()`."""
+        return self._look(lambda run: run.is_complete)
+
+    def validate_response_output(self, message: ModelResponse, *, allow_partial: bool = False) -> OutputT:
+        """Validate a response as the output of this run.
+
+        Args:
+            message: The response, such as a snapshot of `stream_response()`.
+            allow_partial: Whether it may be a part of an output.
+
+        Raises:
+            IncompleteOutputError: If the run was cut before it had an answer.
+        """
+        return self._entered().call(lambda run: run.validate_response_output(message, allow_partial=allow_partial))
 
 
 @overload

@@ -17,7 +17,7 @@ from contextvars import Context, copy_context
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
-from .._run import CancellableRun
+from .._run import CancellableRun, shut_socket_now
 from ._loops import MainLoop, Reply, is_async, place_for_this_thread
 
 __all__ = ("END", "Session", "Stream")
@@ -190,7 +190,7 @@ class Session(Generic[OutputT]):
         Only the main thread's loop ever does. Without this the server would hear of it in the next pull.
         """
         if self._run.cancelled and isinstance(self._place, MainLoop):
-            self._place.tell(self._run.tell)
+            self._place.tell(lambda: shut_socket_now(self._run))
 
     def _check(self) -> None:
         if self._pid != os.getpid():
