@@ -68,6 +68,20 @@ def test_leaving_without_a_reason_says_left():
     assert (life.state, life.reason) == (State.LEFT, "left")
 
 
+@pytest.mark.parametrize("event", [Event.CANCEL, Event.LEAVE])
+def test_a_stop_of_a_whole_answer_is_its_end(event: Event):
+    """A whole answer stays whole; one that was left before it was whole does not become whole by a second stop."""
+    life = Life()
+    assert life.stop(event, "enough", whole=True)
+    assert (life.state, life.reason) == (State.COMPLETE, None)
+    assert not life.stop(Event.CANCEL, "again", whole=True)
+
+    life = Life()
+    assert life.stop(event, "enough", whole=False)
+    life.stop(Event.CANCEL, "again", whole=True)
+    assert (life.state, life.reason) == (State.INTERRUPTED, "enough" if event is Event.CANCEL else "again")
+
+
 def end_life(life: Life, start: threading.Barrier, winners: list[str], event: Event, name: str) -> None:
     start.wait(5)
     if life.apply(event, name):

@@ -9,6 +9,9 @@ middle of its own thread and would wait for itself: `dict.setdefault` is atomic,
 
 `LEAVE` (the context was left, or the stream closed, before its end) is not an end: a `cancel()` may still follow
 and give the reason. An error that arrives after `CANCEL` is ours and changes nothing.
+
+Rule 3: a stop changes nothing once the answer is whole. An answer is whole when the provider has said how it ended and
+all of its text was handed out; the caller knows, and a `CANCEL` or `LEAVE` is an `END` then (`stop()`).
 """
 
 from __future__ import annotations
@@ -114,3 +117,7 @@ class Life:
         claim = (target, reason)
         # Identity, not equality: of two racing cancels with one reason only the first changed anything.
         return self._end.setdefault("end", claim) is claim
+
+    def stop(self, event: Event, reason: str, *, whole: bool) -> bool:
+        """Apply `CANCEL` or `LEAVE`, or `END` if the answer is `whole` (Rule 3); say whether that changed the state."""
+        return (whole and self.apply(Event.END)) or self.apply(event, reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Iterable
@@ -42,15 +43,21 @@ class Sent:
 
 
 class Body(httpx2.AsyncByteStream):
-    """A response's body, read by read; it may end in an error instead of its end."""
+    """A response's body, read by read; it may end in an error instead of its end, or not end, and say when it waits."""
 
-    def __init__(self, reads: Iterable[bytes], failure: Exception | None = None) -> None:
+    def __init__(
+        self, reads: Iterable[bytes], failure: Exception | None = None, waits: asyncio.Event | None = None
+    ) -> None:
         self._reads = iter(reads)  # a connection is read once, and the SDK looks into it again at `[DONE]`
         self._failure = failure
+        self._waits = waits
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for data in self._reads:
             yield data
+        if self._waits is not None:
+            self._waits.set()
+            await asyncio.get_running_loop().create_future()
         if self._failure is not None:
             raise self._failure
 
@@ -65,9 +72,10 @@ CLIENT = AsyncOpenAI(
 )
 
 
-def client_of(data: bytes) -> AsyncOpenAI:
+def client_of(data: bytes | Body) -> AsyncOpenAI:
     """A client that is sent these bytes, once."""
-    _answers.append(httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=Body([data])))
+    body = Body([data]) if isinstance(data, bytes) else data
+    _answers.append(httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=body))
     return CLIENT
 
 

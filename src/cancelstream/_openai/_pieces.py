@@ -11,7 +11,7 @@ A chunk is an SDK object, or the `dict` that one would be made of. Whatever is n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
 from pydantic_ai.profiles import DEFAULT_THINKING_TAGS
@@ -22,6 +22,9 @@ _READ: Final = ("content", "refusal", "reasoning", "reasoning_content", "tool_ca
 """The fields of a delta that pydantic-ai reads."""
 
 _NOT_CONTENT: Final = _READ[1:]
+
+_ENDS: Final = ("response.completed", "response.incomplete")
+"""The Responses events that say how an answer ended, and that it was no failure."""
 
 _NOTHING: Final[Mapping[str, Any]] = {}
 
@@ -59,6 +62,13 @@ class Grammar(Protocol):
 
     def joined(self, chunk: Any, piece: Piece, text: str, last: object) -> Any:
         """A copy of a chunk, an SDK object, with `text` in place of its piece; `last` is the chunk it ends with."""
+        ...
+
+    def ends(self, chunk: object) -> Iterator[tuple[object, bool | None]]:
+        """The choices that a chunk is about, and for each whether the provider says in it how the choice ended.
+
+        `None`: the chunk neither ends the choice nor adds to it.
+        """
         ...
 
 
@@ -108,6 +118,18 @@ class _Chat:
             value = [call.model_copy(update={"function": function})]
         delta = choice.delta.model_copy(update={piece.name: value})
         return chunk.model_copy(update={"choices": [choice.model_copy(update={"delta": delta})]})
+
+    def ends(self, chunk: object) -> Iterator[tuple[object, bool | None]]:
+        choices: Any = fields_of(chunk).get("choices")
+        for choice in choices if choices.__class__ is list else ():
+            if not (fields := fields_of(choice)):
+                continue  # what is no object is no choice
+            index = fields.get("index") or 0
+            delta = _all_fields(fields.get("delta"))
+            if fields.get("finish_reason"):
+                yield index, True
+            else:
+                yield index, False if any(map(delta.get, _READ)) else None
 
 
 def _text_in_dicts(envelope: tuple[object, ...]) -> Callable[[Any], str | None]:
@@ -184,6 +206,9 @@ class _Responses:
     def joined(self, chunk: Any, piece: Piece, text: str, last: object) -> Any:
         # A background response is taken up again after the last number that was seen.
         return chunk.model_copy(update={"delta": text, "sequence_number": fields_of(last).get("sequence_number")})
+
+    def ends(self, chunk: object) -> Iterator[tuple[object, bool | None]]:
+        yield 0, True if fields_of(chunk).get("type") in _ENDS else None
 
 
 CHAT: Final[Grammar] = _Chat()

@@ -43,6 +43,12 @@ class Asked:
     request: Mapping[str, Any] | None
     resumed: str | None = None
 
+    @property
+    def choices(self) -> int:
+        """How many choices were asked for; one, where that is not known."""
+        number = (self.request or {}).get("n")
+        return number if type(number) is int and number > 1 else 1
+
 
 def check_stream(stream: Any, kind: type[openai.AsyncStream[Any]] | type[openai.Stream[Any]]) -> None:
     """Refuse what cannot be streamed from.

@@ -11,6 +11,7 @@ with log probabilities has something to say in every chunk, so each is mapped.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import compress
 from typing import Any, Final, cast
@@ -24,7 +25,7 @@ from ._alike import Known, recogniser
 from ._mapping import Mapping
 from ._pieces import Grammar, Piece, fields_of
 
-__all__ = ("Transcript", "text_of")
+__all__ = ("Ahead", "Transcript", "text_of")
 
 TRIES: Final = 8
 """Times that what has to be parsed in one run is looked at for a likeness; each takes as long as parsing ten events."""
@@ -38,14 +39,20 @@ class Transcript:
         grammar: How this stream's API writes its pieces.
         meter: Counts what is taken.
         build: Makes the SDK object of a `dict`.
+        choices: How many choices were asked for.
     """
 
-    def __init__(self, mapping: Mapping, grammar: Grammar, meter: Meter, build: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, mapping: Mapping, grammar: Grammar, meter: Meter, build: Callable[[Any], Any], choices: int = 1
+    ) -> None:
         self._mapping = mapping
         self._grammar = grammar
         self._meter = meter
         self._build = build
         self._choice: object = None
+        self._choices = choices
+        self._ended: dict[object, bool] = {}
+        """For each choice that has begun, whether the provider has said how it ended."""
         # The run of pieces that is going on: how it began, what has come since, and the chunk it came last in, or the
         # block and the place in it where that is.
         self._run: Piece | None = None
@@ -58,6 +65,21 @@ class Transcript:
         self._tries = TRIES
         self._count: Callable[[str], object] = len
         self._is_text = False
+
+    @property
+    def is_all_said(self) -> bool:
+        """Whether the provider has said how the answer ended, all of its choices, in the chunks that were taken."""
+        ended = self._ended
+        return len(ended) >= self._choices and all(ended.values())
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a chunk that was taken says that the answer failed."""
+        return self._mapping.error is not None
+
+    def says_end(self, chunk: Any) -> bool:
+        """Whether a chunk says how a choice ended."""
+        return any(ends for _, ends in self._grammar.ends(chunk))
 
     @property
     def response(self) -> Any:
@@ -113,6 +135,8 @@ class Transcript:
         """
         if chunk.__class__ is not dict and not hasattr(chunk, "__dict__"):
             return  # `null`, or a list: the SDK hands it out, and it says nothing
+        for choice, ends in self._grammar.ends(chunk):
+            self._ended[choice] = self._ended.get(choice, False) if ends is None else ends
         mine = self._mine(chunk)
         if mine and not any(mine) and fields_of(chunk).get("usage") is None:
             self._meter.feed_chunk(chunk)
@@ -149,6 +173,10 @@ class Transcript:
         self._mapping.end()
         return self._mapping.events()
 
+    def finish(self) -> None:
+        """The answer is whole, and no further chunk is taken: bring `response` to its end."""
+        self._drain(self.end())
+
     def flush(self) -> None:
         """Bring `response` up to date."""
         pieces, run = self._pieces, self._run
@@ -165,9 +193,12 @@ class Transcript:
             self._mapping.feed(self._grammar.joined(self._template, run, part, last))
             self._drain(self._mapping.events())
 
-    def close(self) -> None:
-        """Nothing further is taken: bring `response` up to date for good."""
-        self.flush()
+    def close(self, *, whole: bool) -> None:
+        """Nothing further is taken: bring `response` up to date for good, and if the answer is `whole`, to its end."""
+        if whole:
+            self.finish()
+        else:
+            self.flush()
         self._mapping.close()
 
     def built(self, chunk: Any) -> Any:
@@ -191,6 +222,42 @@ class Transcript:
                 pass
         except Exception:  # noqa: BLE001 - kept by the mapping
             return
+
+
+class Ahead:
+    """The events of a chunk, made as they are asked for; but all at once where the chunk says the end.
+
+    So it is known at any moment, in any thread, whether something of an answer that has ended is still to be handed
+    out.
+    """
+
+    __slots__ = ("_made",)
+
+    def __init__(self) -> None:
+        self._made: deque[ModelResponseStreamEvent] | None = deque()  # `None` while they are made
+
+    @property
+    def brings(self) -> bool:
+        """Whether something of the answer is still to come of a chunk that says the end."""
+        made = self._made
+        return made is None or any(isinstance(event, PartStartEvent | PartDeltaEvent) for event in tuple(made))
+
+    def events(
+        self, events: Iterator[ModelResponseStreamEvent], *, says_end: bool
+    ) -> Iterator[ModelResponseStreamEvent]:
+        """The events of one chunk, to be handed out one by one.
+
+        Args:
+            events: The chunk's events; the chunk is taken when the first one is asked for.
+            says_end: Whether the chunk says the end.
+        """
+        if not says_end:
+            yield from events
+            return
+        self._made = None
+        made = self._made = deque(events)
+        while made:
+            yield made.popleft()
 
 
 def _nothing(_chunk: Any) -> None:

@@ -87,7 +87,7 @@ class OpenAIFeed(AgentFeed):
         self.events = self.events if self._lane is None else self._lane.events
         grammar = _openai.CHAT if asked.api == "openai-chat" else _openai.RESPONSES
         build = self._lane.build if self._lane is not None else _as_it_is
-        self.transcript = Transcript(mapping, grammar, self._meter, build)
+        self.transcript = Transcript(mapping, grammar, self._meter, build, asked.choices)
         self.inner = mapping.response
         self.inner.provider_response_id = asked.resumed
         self.http = stream.response
@@ -159,7 +159,7 @@ class OpenAIFeed(AgentFeed):
         finally:
             await aclose(iteration_of(stream))
             if self.transcript is not None:
-                self.transcript.close()
+                self.transcript.close(whole=self._life.state is State.COMPLETE)
         details = inner.provider_details or {}
         if self._life.state is State.INTERRUPTED and details.get("background") and inner.provider_response_id:
             job = asyncio.get_running_loop().create_task(_cancel_job(stream, inner.provider_response_id))

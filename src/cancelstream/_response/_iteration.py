@@ -45,8 +45,7 @@ class Pulled:
         if isinstance(error, StopAsyncIteration):
             await response._found_end()
         elif isinstance(error, asyncio.CancelledError):
-            # Somebody else's: what was being pulled is lost with it, so whatever follows is no natural end.
-            response._broken = True
+            response._break_off()
         elif isinstance(error, Exception):
             response._life.apply(Event.ERROR)
 
@@ -61,5 +60,7 @@ class Events(Pulled):
 
     async def __anext__(self) -> ModelResponseStreamEvent:
         event: ModelResponseStreamEvent = await self.pull()
-        self._response._meter.feed_event(event)
+        response = self._response
+        response._latest = event
+        response._meter.feed_event(event)
         return event

@@ -22,7 +22,7 @@ from pydantic_ai.messages import ModelResponseStreamEvent
 from pydantic_ai.models import ModelRequestParameters
 
 from .. import _openai
-from .._openai import MORE, Asked, Growing, Transcript, text_of
+from .._openai import MORE, Ahead, Asked, Growing, Transcript, text_of
 from .._state import Event, Life, State
 from .._usage import Meter, ResponseUsage
 from ._feed_agent import LEAVE_TIMEOUT
@@ -50,6 +50,7 @@ class OpenAIResponse(CancellableStreamedResponse):
         self._asked_model = asked.model
         self._mapped: Iterator[ModelResponseStreamEvent] = iter(())
         """The rest of the events of the chunk that was handed out last."""
+        self._ahead = Ahead()
         self._rest: deque[ModelResponseStreamEvent] = deque()
         """The events that follow from the end of the stream."""
         feed = OpenAIFeed(life, meter, create=create, request=request)
@@ -168,6 +169,17 @@ class OpenAIResponse(CancellableStreamedResponse):
 
     # --- what it was ------------------------------------------------------------------------------------------
 
+    def is_all_said(self) -> bool:
+        """As for any response; here the chunks have said it."""
+        return self._is_end_said() and not self._ahead.brings
+
+    def _is_end_said(self) -> bool:
+        return self._feed.transcript is not None and self._feed.transcript.is_all_said
+
+    def _has_ended(self) -> bool:
+        transcript = self._feed.transcript
+        return super()._has_ended() and transcript is not None and not transcript.has_failed
+
     def _note_server(self) -> None:
         """Nothing: the chunks say who answers, and what is reported, and the meter has read them."""
 
@@ -185,17 +197,21 @@ class OpenAIResponse(CancellableStreamedResponse):
         if self._is_settled:
             return
         self._is_settled = True
+        self._finished = self.is_whole
         self._meter.late(self._feed.events.rest())
         self._meter.late(chunk for chunk in self._pull._late if chunk is not MORE)
-        if self._pull._lost:
+        if self._pull._lost and not self.is_whole:
             self._meter.lost()
-        self._meter.settle(ended=self._life.state is State.COMPLETE, finish_reason=self.finish_reason)
+        self._meter.settle(ended=self._has_ended(), finish_reason=self.finish_reason)
         self._record.update(self._meter.usage.record())
 
     def get(self) -> Any:
         """What arrived so far as a `ModelResponse`: `state='interrupted'`, with the reason, once it was cut."""
-        if self._feed.transcript is not None:
-            self._feed.transcript.flush()
+        if (transcript := self._feed.transcript) is not None:
+            if self.is_whole:
+                transcript.finish()
+            else:
+                transcript.flush()
         return super().get()
 
     @property
@@ -245,7 +261,8 @@ class _OpenAIEvents(_Chunks):
                 if not response._rest:
                     raise
                 return response._rest.popleft()
-            response._mapped = cast("Transcript", response._feed.transcript).events(chunk)
+            transcript = cast("Transcript", response._feed.transcript)
+            response._mapped = response._ahead.events(transcript.events(chunk), says_end=transcript.says_end(chunk))
         return event
 
 

@@ -9,7 +9,12 @@ The stream inside may not be open yet: `CancellableModel` opens its request on t
 is still waiting for its headers has a `cancel()`, a state and a usage like any other. The request's context is left
 by whoever leaves ours, in their task, as pydantic-ai does it.
 
-Known limit. Whether a provider has reported usage is read from a private attribute of pydantic-ai's, and fails soft.
+An answer is whole when its provider has said how it ended and all of it was handed out. From then on a `cancel()`,
+and leaving the context, close the stream and change nothing else (`is_all_said()`).
+
+Known limits. Whether a provider has reported usage is read from a private attribute of pydantic-ai's, and fails soft.
+Where pydantic-ai makes several events of the chunk that says the end, or one that brings text, the answer is known to
+be whole when the next event is asked for.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ from typing import Any, Self, cast
 
 import anyio
 from openai import AsyncStream
-from pydantic_ai.messages import FinishReason, ModelMessage, ModelResponse, ModelResponseStreamEvent
+from pydantic_ai.messages import FinishReason, ModelMessage, ModelResponse, ModelResponseStreamEvent, PartEndEvent
 from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
 from pydantic_ai.models.openai import OpenAIResponsesStreamedResponse, OpenAIStreamedResponse
 from pydantic_ai.usage import RequestUsage
@@ -160,6 +165,9 @@ class CancellableStreamedResponse(StreamedResponse):
         self._record: dict[str, Any] = {}
         self._broken = False
         self._is_settled = False
+        self._is_stopped = False
+        self._latest: object = None
+        """The event that was handed out last."""
         self._pull = PeekableAsyncStream(feed)
         self.when_cut: Callable[[], Awaitable[None]] | None = None
         """Awaited in the pull that finds the stream cut, before its iteration ends: a run's place to settle."""
@@ -230,8 +238,13 @@ class CancellableStreamedResponse(StreamedResponse):
         elif self._life.apply(Event.END):
             self._finished = True
             self._settle()
-        elif self.when_cut is not None and self._life.state is State.INTERRUPTED:
+        elif self.when_cut is not None and self._is_stopped:
             await self.when_cut()
+
+    def _break_off(self) -> None:
+        """A pull was given up for a cancellation that is not ours: what it was to bring is lost, if there was any."""
+        if not (self._is_end_said() and self._life.apply(Event.END)):
+            self._broken = True
 
     # --- stopping ---------------------------------------------------------------------------------------------
 
@@ -239,7 +252,8 @@ class CancellableStreamedResponse(StreamedResponse):
     def cancel(self, reason: str | None = None) -> Closing:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Stop this response: nothing is handed out any more, and the provider is told at once.
 
-        Idempotent, and a no-op once the stream has ended. Safe from any thread, task or signal handler.
+        Idempotent, and a no-op once the stream has ended. Safe from any thread, task or signal handler. If the answer
+        is whole already, its state, message and usage stay those of a whole answer.
 
         Args:
             reason: Why, in at most 200 characters; it is kept as `cancel_reason` and in the message.
@@ -254,9 +268,12 @@ class CancellableStreamedResponse(StreamedResponse):
         """
         reason = checked_reason(reason)
         if self._life.state in (State.LIVE, State.LEFT):
-            self._require_a_way_to_stop()
-            if self._life.apply(Event.CANCEL, reason):
-                self._cancelled = True
+            whole = self.is_all_said()
+            if not whole:
+                self._require_a_way_to_stop()
+            self._is_stopped = True
+            if self._life.stop(Event.CANCEL, reason, whole=whole):
+                self._cancelled = self.cancelled
         return self._pull.cancel()
 
     def _require_a_way_to_stop(self) -> None:
@@ -284,7 +301,7 @@ class CancellableStreamedResponse(StreamedResponse):
             reason: Why it was left, if it had not ended.
             error: The error that the context is left with, for the request's own context.
         """
-        self._life.apply(Event.LEAVE, reason)
+        self._life.stop(Event.LEAVE, reason, whole=self.is_all_said())
         if self._pull.is_stranded:  # a host drove us step by step, and has closed its loop
             await self._pull.close()
             self._settle()
@@ -306,13 +323,36 @@ class CancellableStreamedResponse(StreamedResponse):
 
     @property
     def cancelled(self) -> bool:
-        """Whether the stream was stopped before its end: by `cancel()`, or because it was left early."""
+        """Whether the answer was cut: by `cancel()`, or because the stream was left before the answer was whole."""
         return self._life.state in (State.INTERRUPTED, State.LEFT)
 
     @property
     def is_whole(self) -> bool:
-        """Whether the stream came to its natural end."""
+        """Whether the stream came to its natural end, or was stopped when the answer was whole."""
         return self._life.state is State.COMPLETE
+
+    def is_all_said(self) -> bool:
+        """Whether a stop changes nothing: the provider has said how the answer ended, and all of it was handed out.
+
+        Any thread may call it.
+        """
+        if not self._is_end_said():
+            return False
+        # When the stream inside waits for more, or closes its last part, all of the chunks before it was handed out.
+        latest = self._latest
+        return self._pull._pull.task is not None or (isinstance(latest, PartEndEvent) and latest.next_part_kind is None)
+
+    def _is_end_said(self) -> bool:
+        """Whether the provider has said how the answer ended."""
+        inner = self._inner
+        if inner is None or inner.finish_reason is None or inner.state in ("suspended", "incomplete"):
+            return False
+        # A refusal has its finish reason from its first word on; the provider's own comes with the end.
+        return bool((inner.provider_details or {}).get("finish_reason"))
+
+    def _has_ended(self) -> bool:
+        """Whether the answer is whole; not so where the stream ended and pydantic-ai knows that it was too early."""
+        return self.is_whole and (self._inner is None or self._inner.state != "incomplete")
 
     @property
     def failed(self) -> bool:
@@ -330,11 +370,11 @@ class CancellableStreamedResponse(StreamedResponse):
 
         Calling it, `usage()`, returns it too.
         """
-        if self.cancelled and self._pull._closed.is_set():
+        if self._pull._closed.is_set() and (self.cancelled or self.is_whole):
             self._settle()
         elif not self._is_settled:
             self._note_server()
-            self._meter.observe(reported=self._reported(), finish_reason=self.finish_reason)
+            self._meter.observe(reported=self._reported(), finish_reason=self.finish_reason, ended=self._has_ended())
         return self._meter.usage
 
     def _note_server(self) -> None:
@@ -367,16 +407,17 @@ class CancellableStreamedResponse(StreamedResponse):
         if self._is_settled:
             return
         self._is_settled = True
+        self._finished = self.is_whole
         if self._pull._late:  # pyright: ignore[reportPrivateUsage]
             self._meter.late(self._pull._late)  # pyright: ignore[reportPrivateUsage]
-        if self._pull._lost:  # pyright: ignore[reportPrivateUsage]
+        if self._pull._lost and not self.is_whole:  # pyright: ignore[reportPrivateUsage]
             self._meter.lost()
         self._note_server()
         kept = self._feed.kept or (self._inner.get() if self._inner is not None else None)
         self._meter.settle(
             parts=[] if kept is None else kept.parts,
             reported=self._reported(),
-            ended=self._life.state is State.COMPLETE,
+            ended=self._has_ended(),
             finish_reason=self.finish_reason,
         )
         self._record.update(self._meter.usage.record())
@@ -387,6 +428,8 @@ class CancellableStreamedResponse(StreamedResponse):
         if state is State.FAILED:
             self._settle()
         response = self._arrived()
+        if response.state == "incomplete" and self._has_ended():
+            response = replace(response, state="complete")  # the stream inside was stopped when the answer was whole
         # A server-side job that was only left goes on, and can be resumed; one that was cancelled cannot.
         if state is State.INTERRUPTED or (state is State.LEFT and response.state != "suspended"):
             usage = self.usage

@@ -240,17 +240,22 @@ class Meter:
         """Closing threw away data that had arrived: there was more than was counted, nobody knows how much."""
         self._lost = True
 
-    def observe(self, *, reported: RequestUsage | Reported | None, finish_reason: str | None = None) -> None:
+    def observe(
+        self, *, reported: RequestUsage | Reported | None, finish_reason: str | None = None, ended: bool = False
+    ) -> None:
         """Note the wrapped stream's own usage as it stands now, for whoever reads `usage` before the end.
 
         Args:
             reported: The usage of the wrapped stream, whatever it holds: what was not reported is told apart here. Or
                 what a meter of ours inside has told apart.
             finish_reason: The provider's, where one came: what was reported with it is final.
+            ended: Whether the answer is whole.
         """
         if not self._settled:
             known = reported if isinstance(reported, Reported) else from_usage(reported)
             self._reported, self._finish_reason = known, finish_reason
+            if ended:
+                self._apply(Step.END)
 
     def settle(
         self,
@@ -265,14 +270,12 @@ class Meter:
         Args:
             parts: What was delivered, in whole parts: less to put together than its deltas.
             reported: As for `observe()`; `None` for a raw stream, whose chunks have said it.
-            ended: Whether the stream came to its natural end.
+            ended: As for `observe()`.
             finish_reason: As for `observe()`.
         """
         if self._settled:
             return
-        self.observe(reported=reported, finish_reason=finish_reason)
-        if ended:
-            self._apply(Step.END)
+        self.observe(reported=reported, finish_reason=finish_reason, ended=ended)
         self._parts = parts
         _ = self.usage
         self._settled = True

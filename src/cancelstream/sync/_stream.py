@@ -4,7 +4,8 @@ Mechanism. `cancel()` claims the end of the stream's life (`_state.py`) and shut
 read that waits on it. All the rest is the reader's: in its next pull, or the one that was ended, it counts what had
 arrived and was not handed out, closes the response, and lets the loop end. Reading a socket that was shut never waits,
 so what had arrived is really counted. What is handed out goes through the stream's `Transcript`, as in the
-asynchronous class, so events, chunks and text are three readings of one stream, all of them on the fast lane.
+asynchronous class, so events, chunks and text are three readings of one stream, all of them on the fast lane. And as
+there, a stop changes nothing once the provider has said how the answer ended and all of it was handed out.
 
 Two locks. `_turn` is held by whoever reads or closes; `close()` only tries it, and leaves the closing to a reader that
 has it. `_account` is held for the moment in which a chunk is taken into the message, so that `get()` may be called from
@@ -33,7 +34,7 @@ from pydantic_ai.messages import ModelResponse, ModelResponseStreamEvent
 
 from .. import _openai
 from .._history import mark_interrupted
-from .._openai import MORE, BlockingLane, Growing, Transcript, text_of
+from .._openai import MORE, Ahead, BlockingLane, Growing, Transcript, text_of
 from .._sse import EventDecoder
 from .._state import Event, Life, State, checked_reason
 from .._upstream import http
@@ -102,7 +103,7 @@ class CancellableStream(Generic[ChunkT]):
         grammar = _openai.RESPONSES if responses_api else _openai.CHAT
         self._lane = BlockingLane.of(stream)
         build = self._lane.build if self._lane is not None else dict  # not asked: no chunk is a `dict` then
-        self._transcript = Transcript(mapping, grammar, self._meter, build)
+        self._transcript = Transcript(mapping, grammar, self._meter, build, asked.choices)
         self._life = Life()
         self._account = threading.RLock()
         self._source: Iterator[Any] = (
@@ -114,6 +115,8 @@ class CancellableStream(Generic[ChunkT]):
         self._rest: deque[ModelResponseStreamEvent] = deque()
         """The events that follow from the end of the stream."""
         self._mapped: Iterator[ModelResponseStreamEvent] = iter(())
+        self._ahead = Ahead()
+        self._is_read_out = False
         self._record: dict[str, Any] = {}
         self._cancelling_job: threading.Thread | None = None
         self._grip = Grip(self._response)
@@ -130,7 +133,8 @@ class CancellableStream(Generic[ChunkT]):
             chunk = self._next_chunk()
             if chunk is _END:
                 break
-            self._mapped = self._transcript.events(chunk)
+            says_end = self._transcript.says_end(chunk)
+            self._mapped = self._ahead.events(self._transcript.events(chunk), says_end=says_end)
         while self._rest:
             yield self._rest.popleft()
 
@@ -231,7 +235,7 @@ class CancellableStream(Generic[ChunkT]):
             return _END  # what our cutting made of it
         except BaseException:
             # What was being read is lost with it, so whatever follows is no natural end.
-            self._life.apply(Event.LEAVE, "left")
+            self._stop(Event.LEAVE, "left")
             raise
         if self._life.state is State.LIVE:
             return chunk
@@ -248,6 +252,7 @@ class CancellableStream(Generic[ChunkT]):
         except Exception:
             self._life.apply(Event.ERROR)
             raise
+        self._is_read_out = True
         if not self._life.apply(Event.END):
             self._rest.clear()
 
@@ -257,7 +262,8 @@ class CancellableStream(Generic[ChunkT]):
         """Stop this response: nothing is handed out any more, and the provider is told at once.
 
         Idempotent, and a no-op once the stream has ended. Safe from any thread or signal handler; a read that waits
-        in another thread ends, and so does that thread's loop.
+        in another thread ends, and so does that thread's loop. If the answer is whole already, its state, message and
+        usage stay those of a whole answer.
 
         Args:
             reason: Why, in at most 200 characters; it is kept as `cancel_reason` and in the message.
@@ -266,7 +272,11 @@ class CancellableStream(Generic[ChunkT]):
             TypeError: If the reason is not a string.
             ValueError: If it is too long.
         """
-        if self._life.apply(Event.CANCEL, checked_reason(reason)):
+        self._stop(Event.CANCEL, checked_reason(reason))
+
+    def _stop(self, event: Event, reason: str) -> None:
+        """Apply a stop, and shut the socket if there was something to stop."""
+        if self._life.stop(event, reason, whole=self._transcript.is_all_said and not self._ahead.brings):
             self._grip.cut()
 
     def close(self) -> None:
@@ -279,8 +289,7 @@ class CancellableStream(Generic[ChunkT]):
             self._cancelling_job.join(LEAVE_TIMEOUT)
 
     def _leave(self) -> None:
-        if self._life.apply(Event.LEAVE, "left"):
-            self._grip.cut()
+        self._stop(Event.LEAVE, "left")
         self._finish_unless_read()
 
     def __enter__(self) -> Self:
@@ -318,8 +327,8 @@ class CancellableStream(Generic[ChunkT]):
         """Count what had arrived, close, and settle; once, in whoever has the turn."""
         self._is_over = True
         state = self._life.state
-        if state in (State.INTERRUPTED, State.LEFT):
-            self._count_late()
+        if not self._is_read_out and state is not State.FAILED:
+            self._count_late(whole=state is State.COMPLETE)
         # Closing is best effort: the connection is let go of whatever it raises.
         with suppress(Exception):
             self._stream.close()
@@ -327,8 +336,8 @@ class CancellableStream(Generic[ChunkT]):
             iteration_of(self._stream).close()
         response = self._transcript.response
         with self._account:
-            self._transcript.close()
-            self._meter.settle(ended=state is State.COMPLETE, finish_reason=response.finish_reason)
+            self._transcript.close(whole=state is State.COMPLETE)
+            self._meter.settle(ended=self._has_ended(), finish_reason=response.finish_reason)
             self._record.update(self._meter.usage.record())
         details: dict[str, Any] = response.provider_details or {}
         if state is State.INTERRUPTED and details.get("background") and response.provider_response_id:
@@ -337,25 +346,27 @@ class CancellableStream(Generic[ChunkT]):
             )
             self._cancelling_job.start()
 
-    def _count_late(self) -> None:
-        """Count what had arrived and was not handed out."""
+    def _count_late(self, *, whole: bool) -> None:
+        """Count what had arrived and was not handed out; of an answer that is `whole` nothing can be missing."""
         if not self._grip.was_cut:
             self._grip.cut(wait=True)  # whoever cancelled may be in the middle of it
         with self._account:
-            late: list[Any] = [*self._events.rest()]
+            late, lost = [*self._events.rest()], False
             if not self._grip.was_cut and not self._response.is_closed:
                 # To read on would be to wait.
                 http.reset_http2_stream_blocking(self._response)
-                self._meter.lost()
+                lost = True
             else:
                 try:
                     while len(late) < LATE_LIMIT:
                         chunk = next(self._source)
                         late += self._events.rest() if chunk is MORE else [chunk]
-                    self._meter.lost()
+                    lost = True
                 except (StopIteration, Exception) as end:  # noqa: BLE001
                     _logger.debug("%d chunks had arrived: %r", len(late), end)
             self._meter.late(late)
+            if lost and not whole:
+                self._meter.lost()
 
     def _cancel_job(self, response_id: str) -> None:
         client = _openai.client_of(self._stream)
@@ -368,7 +379,7 @@ class CancellableStream(Generic[ChunkT]):
 
     @property
     def cancelled(self) -> bool:
-        """Whether the stream was stopped before its end: by `cancel()`, or because it was left early."""
+        """Whether the answer was cut: by `cancel()`, or because the stream was left before the answer was whole."""
         return self._life.state in (State.INTERRUPTED, State.LEFT)
 
     @property
@@ -383,16 +394,29 @@ class CancellableStream(Generic[ChunkT]):
         Calling it, `usage()`, returns it too.
         """
         with self._account:
-            self._meter.observe(reported=None, finish_reason=self._transcript.response.finish_reason)
+            finish_reason = self._transcript.response.finish_reason
+            self._meter.observe(reported=None, finish_reason=finish_reason, ended=self._has_ended())
             return self._meter.usage
+
+    def _has_ended(self) -> bool:
+        """Whether the answer is whole; not so where the stream ended and pydantic-ai knows that it was too early."""
+        transcript = self._transcript
+        return (
+            self._life.state is State.COMPLETE
+            and not transcript.has_failed
+            and transcript.response.state != "incomplete"
+        )
 
     def get(self) -> ModelResponse:
         """What arrived so far as a `ModelResponse`: `state='interrupted'`, with the reason, once it was cut."""
         usage = self.usage
-        with self._account:
-            self._transcript.flush()
-            arrived: ModelResponse = self._transcript.response.get()
         state = self._life.state
+        with self._account:
+            if state is State.COMPLETE:
+                self._transcript.finish()
+            else:
+                self._transcript.flush()
+            arrived: ModelResponse = self._transcript.response.get()
         response = replace(arrived, usage=copy(usage) if state is State.LIVE else usage)
         # A server-side job that was only left goes on, and can be resumed; one that was cancelled cannot.
         if state is State.INTERRUPTED or (state is State.LEFT and response.state != "suspended"):
