@@ -118,7 +118,7 @@ async def test_a_process_keeps_the_conversations_that_were_used_last(monkeypatch
 
 # --- starting ----------------------------------------------------------------------------------------------------
 
-HERE: dict[str, Any] = {"host": "127.0.0.1", "port": 1, "model": None, "base_url": None, "redis": None, "workers": 1}
+HERE: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "model": None, "base_url": None, "redis": None, "workers": 1}
 
 
 @pytest.fixture
@@ -136,11 +136,12 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_it_serves_the_scripted_model(started: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
-    assert serve.main(**{**HERE, "port": 8123}) == 0
+    port = free_port()
+    assert serve.main(**{**HERE, "port": port}) == 0
     assert started[0]["routes"] == ["/", "/chat", "/chat/{conversation}", "/stop/{stop_id}", "/page"]
-    assert (started[0]["host"], started[0]["port"], started[0]["workers"]) == ("127.0.0.1", 8123, 1)
+    assert (started[0]["host"], started[0]["port"], started[0]["workers"]) == ("127.0.0.1", port, 1)
     said = capsys.readouterr()
-    assert "http://127.0.0.1:8123/" in said.out
+    assert f"http://127.0.0.1:{port}/" in said.out
     assert said.err == ""
 
 

@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Final
 
 import uvicorn
-from openai import AsyncOpenAI, OpenAIError
 from pydantic_ai import Agent
-from pydantic_ai.exceptions import UserError
-from pydantic_ai.models import Model, infer_model
-from pydantic_ai.models.openai import OpenAIChatModel
-from pydantic_ai.providers.openai import OpenAIProvider
 from starlette.applications import Starlette
 
 from ..testing import Answer, ScriptedServer, Text
 from .chat import chat_application
+from .provider import CannotStart, explained, provider_model
 
 __all__ = ("application", "main")
 
@@ -68,7 +65,7 @@ def main(*, host: str, port: int, model: str | None, base_url: str | None, redis
         workers: How many processes serve.
 
     Returns:
-        The exit status: 0, or 2 if the provider or Redis cannot be used.
+        The exit status: 0, or 2 if the provider, Redis or the address cannot be used.
     """
     with ExitStack() as stack:
         if model is None:
@@ -76,13 +73,16 @@ def main(*, host: str, port: int, model: str | None, base_url: str | None, redis
             base_url = stack.enter_context(ScriptedServer(*answers, repeat=True)).base_url
         settings = Settings(model, base_url, redis)
         try:
-            _model(settings)  # what is wrong is told here and not by each worker
-            _check_redis(redis)
-        except (ImportError, OpenAIError, UserError, ValueError) as error:
+            # What is wrong is told here, once, and not by each worker.
+            provider_model(model, base_url)
+            with explained():
+                _check_redis(redis)
+            _check_address(host, port)
+        except CannotStart as error:
             print(f"cancelstream: {error}", file=sys.stderr)
             return 2
         os.environ[SETTINGS] = json.dumps(asdict(settings))
-        print(f"cancelstream: http://{host}:{port}/ (Ctrl-C ends)", flush=True)
+        print(f"cancelstream: http://{f'[{host}]' if ':' in host else host}:{port}/ (Ctrl-C ends)", flush=True)
         if host not in LOOPBACK:
             print("cancelstream: this page knows no passwords: who can reach it can use the model", file=sys.stderr)
         uvicorn.run(
@@ -99,15 +99,18 @@ def main(*, host: str, port: int, model: str | None, base_url: str | None, redis
 def application() -> Starlette:
     """The application of one worker process."""
     settings = Settings(**json.loads(os.environ[SETTINGS]))
-    return chat_application(Agent(_model(settings)), redis=settings.redis)
+    return chat_application(Agent(provider_model(settings.model, settings.base_url)), redis=settings.redis)
 
 
-def _model(settings: Settings) -> Model:
-    if settings.model is not None and settings.base_url is None:
-        return infer_model(settings.model)
-    key = os.environ.get("OPENAI_API_KEY") or "none"  # a server of one's own may ask for none
-    client = AsyncOpenAI(base_url=settings.base_url, api_key=key, max_retries=0)
-    return OpenAIChatModel(settings.model or "gpt-4o", provider=OpenAIProvider(openai_client=client))
+def _check_address(host: str, port: int) -> None:
+    """Raise if the address cannot be listened on; found out by doing so, for a moment."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listening:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+    except OSError as error:
+        raise CannotStart(f"cannot listen on {host}, port {port}: {error.strerror or error}") from None
 
 
 def _check_redis(url: str | None) -> None:

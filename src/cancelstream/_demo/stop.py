@@ -8,23 +8,19 @@ reads `not observable`.
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
 import time
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Callable, Generator
+from contextlib import AsyncExitStack, contextmanager, suppress
 from decimal import Decimal
 
-from openai import AsyncOpenAI, OpenAIError
 from pydantic_ai import Agent
-from pydantic_ai.exceptions import AgentRunError, UserError
-from pydantic_ai.models import Model, infer_model
 from pydantic_ai.models.openai import OpenAIChatModel
-from pydantic_ai.providers.openai import OpenAIProvider
 
-from .. import CancellableRun, Count, IncompleteHistoryError, run_stream, salvage
+from .. import CancellableRun, Count, IncompleteHistoryError, is_incomplete, run_stream, salvage
 from ..testing import Answer, ScriptedServer, Text
+from .provider import CannotStart, explained, provider_model
 
 __all__ = ("main",)
 
@@ -36,10 +32,6 @@ ANSWERS = (
     "the sea it wears down whatever stands in its path, a grain at a time, for as long as it rains.",
     "Going on from where I stopped: the water finds the lowest way, and the lowest way becomes a valley.",
 )
-
-
-class CannotStart(Exception):
-    """The provider cannot be used; the text is one line that says why and what to do."""
 
 
 def main(*, after: int, model: str | None, base_url: str | None) -> int:
@@ -66,41 +58,16 @@ async def _demo(after: int, name: str | None, base_url: str | None) -> None:
         server: ScriptedServer | None = None
         if name is None:
             server = stack.enter_context(ScriptedServer(*(Answer(Text.words(answer, gap=0.03)) for answer in ANSWERS)))
-        model = await stack.enter_async_context(_model(name, server.base_url if server else base_url, server))
+            base_url = server.base_url
+        model = provider_model(name, base_url)
+        if isinstance(model, OpenAIChatModel):
+            stack.push_async_callback(model.client.close)
+        await stack.enter_async_context(model)
         agent = Agent(model)
-        with _explained():
+        with explained():
             result, called = await _stream_and_stop(agent, after)
             _report(result, await _seen(server, called))
             await _use_as_history(agent, result)
-
-
-@asynccontextmanager
-async def _model(name: str | None, base_url: str | None, server: ScriptedServer | None) -> AsyncGenerator[Model]:
-    if name is not None and base_url is None and ":" in name:
-        with _explained():
-            model = infer_model(name)
-        async with model:
-            yield model
-        return
-    key = "no-key-needed" if server else os.environ.get("OPENAI_API_KEY")
-    if not key:
-        raise CannotStart("no key: set OPENAI_API_KEY (to anything, for a server of your own that asks for none)")
-    async with AsyncOpenAI(base_url=base_url, api_key=key, max_retries=0) as client:
-        yield OpenAIChatModel(name or "gpt-4o", provider=OpenAIProvider(openai_client=client))
-
-
-class _explained:  # noqa: N801 - used like a function
-    """Turns what a provider or its client raises into one line."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, AgentRunError | UserError | OpenAIError):
-            cause: BaseException = error
-            while cause.__cause__ is not None:
-                cause = cause.__cause__
-            raise CannotStart(" ".join(f"{error} ({cause})".split()) if cause is not error else str(error)) from None
 
 
 async def _stream_and_stop(agent: Agent[None, str], after: int) -> tuple[CancellableRun[str], float]:
@@ -113,29 +80,52 @@ async def _stream_and_stop(agent: Agent[None, str], after: int) -> tuple[Cancell
         called = called or time.monotonic()
         run.cancel(reason)
 
+    print(f"> {PROMPT}\n")
+    with _on_ctrl_c(stop):
+        await _print(run, lambda pieces: stop("enough") if pieces == after else None)
+    return run, called
+
+
+@contextmanager
+def _on_ctrl_c(stop: Callable[[str], None]) -> Generator[None]:
+    """Have Ctrl-C call `stop` meanwhile, instead of ending the program."""
     loop = asyncio.get_running_loop()
-    with suppress(NotImplementedError):  # Windows: there Ctrl-C ends the program, as it does without us
+    with suppress(NotImplementedError):  # Windows: there Ctrl-C ends the program
         loop.add_signal_handler(signal.SIGINT, stop, "Ctrl-C")
     try:
-        print(f"> {PROMPT}\n")
-        async with run as result:
-            pieces = 0
-            async for piece in result.stream_text(delta=True, debounce_by=None):
-                print(piece, end="", flush=True)
-                pieces += 1
-                if pieces == after:
-                    stop("enough")
+        yield
     finally:
         with suppress(NotImplementedError):
             loop.remove_signal_handler(signal.SIGINT)
-    print(" ■\n" if run.cancelled else "\n")
-    return run, called
+
+
+async def _print(run: CancellableRun[str], watch: Callable[[int], None]) -> None:
+    """Print the answer as it comes; `watch` is told how many pieces have come."""
+    async with run as result:
+        pieces = 0
+        async for piece in result.stream_text(delta=True, debounce_by=None):
+            print(piece, end="", flush=True)
+            pieces += 1
+            watch(pieces)
+    print(f" {_mark()}\n" if run.cancelled else "\n")
+
+
+def _mark() -> str:
+    """What stands where an answer was cut."""
+    mark = "\N{BLACK SQUARE}"
+    try:
+        mark.encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return "[cut]"
+    return mark
 
 
 async def _seen(server: ScriptedServer | None, called: float) -> tuple[str, str]:
     """After how long the server saw the client go, and how many chunks it generated after the call."""
     if server is None:
         return "not observable", "not observable"
+    if not server.records:
+        return "never: it was not asked", "0"
     record = server.records[0]
     if not called or record.ended_by == "complete":
         return "never: the answer had ended", "0"
@@ -180,9 +170,9 @@ def _dollars(amount: Decimal) -> str:
 
 async def _use_as_history(agent: Agent[None, str], result: CancellableRun[str]) -> None:
     """Show that the cut answer is refused as history, and that `salvage()` makes it usable."""
-    if not result.cancelled:
-        return
     messages = result.all_messages()
+    if not any(map(is_incomplete, messages)):
+        return
     print("\n> Go on.  (with the cut answer as history)")
     try:
         async with run_stream(agent, "Go on.", message_history=messages):
@@ -190,7 +180,6 @@ async def _use_as_history(agent: Agent[None, str], result: CancellableRun[str]) 
     except IncompleteHistoryError as error:
         print(f"IncompleteHistoryError: {error}")
     print("\n> Go on.  (with salvage(messages) as history)\n")
-    async with run_stream(agent, "Go on.", message_history=salvage(messages)) as again:
-        async for piece in again.stream_text(delta=True, debounce_by=None):
-            print(piece, end="", flush=True)
-    print()
+    again = run_stream(agent, "Go on.", message_history=salvage(messages))
+    with _on_ctrl_c(again.cancel):
+        await _print(again, lambda _: None)

@@ -22,13 +22,13 @@ def print_usage(path: Path | str) -> int:
     """Print the table of a file of messages.
 
     Args:
-        path: Messages as JSON: what `all_messages_json()` gives, or a single message.
+        path: Messages as JSON: what `all_messages_json()` gives, or a single message. `-` is the standard input.
 
     Returns:
         The command's exit status: 0, or 2 for a file that cannot be read or holds no messages.
     """
     try:
-        messages = _read(Path(path).read_bytes())
+        messages = _read(sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes())
     except OSError as error:
         print(f"cancelstream usage: cannot read {str(path)!r}: {error.strerror or error}", file=sys.stderr)
         return 2
