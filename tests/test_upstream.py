@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import weakref
 from typing import Any
 
 import anyio
@@ -18,13 +19,14 @@ from openai import _streaming
 from pydantic_ai import CallToolsNode, ModelRequestNode, RunContext
 from pydantic_ai._cancel import RunCancellation
 from pydantic_ai.messages import ModelRequest, ModelResponse
+from pydantic_ai.models import CompletedStreamedResponse, ModelRequestParameters
 from pydantic_ai.models.test import TestModel
-from pydantic_ai.usage import RunUsage
+from pydantic_ai.usage import RequestUsage, RunUsage
 
 from cancelstream import _upstream
 from cancelstream._upstream import openai as upstream_openai
 from cancelstream._upstream.anyio import is_from_scope
-from cancelstream._upstream.pydantic_ai import next_request_of, was_cancelled_by_its_own_handle
+from cancelstream._upstream.pydantic_ai import keep_last_total, next_request_of, was_cancelled_by_its_own_handle
 
 
 def test_a_lost_name_is_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
@@ -96,6 +98,30 @@ class TestPydanticAI:
         assert was_cancelled_by_its_own_handle(context)
         assert not was_cancelled_by_its_own_handle(None)
 
+    def test_a_stream_keeps_the_last_total(self) -> None:
+        """A `StreamedResponse` adds its usage up in `_add_usage`: what repeats the usage before is a total."""
+
+        def total(*usages: tuple[int, int], before: int = 0) -> tuple[int, int]:
+            response = ModelResponse(parts=[])
+            stream = CompletedStreamedResponse(response, model_request_parameters=ModelRequestParameters())
+            stream._usage_received = False
+            for number, (asked, answered) in enumerate(usages):
+                if number == before:
+                    keep_last_total(stream)
+                stream._add_usage(RequestUsage(input_tokens=asked, output_tokens=answered), reported=True)
+                stream._add_usage(RequestUsage(), reported=False)
+            gone = weakref.ref(stream)
+            usage = stream._usage
+            del stream
+            assert gone() is None
+            return usage.input_tokens, usage.output_tokens
+
+        assert total((10, 1), (10, 2), (10, 2)) == (10, 2)
+        assert total((10, 0), (12, 5)) == (12, 5)
+        assert total((10, 1), (0, 1), (0, 1)) == (10, 3)
+        assert total((0, 1), (0, 1)) == (0, 2)
+        assert total((10, 1), (10, 2), (10, 3), before=2) == (10, 3)
+
     def test_without_the_names(self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
         """Lost, they are done without, and the log says what is missing then."""
         monkeypatch.setattr(_upstream, "_told", set[tuple[str, str]]())
@@ -103,4 +129,5 @@ class TestPydanticAI:
         with caplog.at_level(logging.WARNING, "cancelstream"):
             assert next_request_of(bare) is None
             assert not was_cancelled_by_its_own_handle(bare)
-        assert ["_next_node" in caplog.text, "_cancellation" in caplog.text] == [True, True]
+            keep_last_total(bare)
+        assert all(name in caplog.text for name in ("_next_node", "_cancellation", "_add_usage"))

@@ -20,6 +20,7 @@ from pydantic_ai.models import StreamedResponse
 
 from .._interrupt import Pull
 from .._state import Life, State
+from .._upstream.pydantic_ai import keep_last_total
 from .._usage import Meter
 from ._direct import read_directly
 
@@ -65,6 +66,8 @@ class AgentFeed:
         self._life = life
         self._meter = meter
         self._opener = opener
+        if inner is not None:
+            keep_last_total(inner)
 
     @property
     def can_close(self) -> bool:
@@ -88,6 +91,7 @@ class AgentFeed:
             if self.deadline is not None:
                 inner._enforce_request_deadline(self.deadline)  # pyright: ignore[reportPrivateUsage]
             read_directly(inner)
+            keep_last_total(inner)
             self.inner = inner
         return self.inner
 

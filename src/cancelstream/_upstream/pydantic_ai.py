@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import missing
@@ -9,8 +11,10 @@ from . import missing
 if TYPE_CHECKING:
     from pydantic_ai import CallToolsNode, RunContext
     from pydantic_ai.messages import ModelRequest
+    from pydantic_ai.models import StreamedResponse
+    from pydantic_ai.usage import RequestUsage
 
-__all__ = ("next_request_of", "was_cancelled_by_its_own_handle")
+__all__ = ("keep_last_total", "next_request_of", "was_cancelled_by_its_own_handle")
 
 _GONE: Any = object()
 
@@ -40,3 +44,45 @@ def was_cancelled_by_its_own_handle(context: RunContext[Any] | None) -> bool:
         missing("pydantic-ai-slim", "RunContext._cancellation", "a run's own cancel reads as one of its task")
         return False
     return bool(getattr(cancellation, "cancel_requested", False))
+
+
+def keep_last_total(stream: StreamedResponse) -> None:
+    """Have a stream that was just opened keep the last usage of a server that sends a running total with every chunk.
+
+    pydantic-ai adds up what the chunks report, unless a setting says that they are totals. A report that repeats the
+    prompt, and has no less of the answer than the one before, is a total. One that has less is added, as there.
+
+    Without `_add_usage`, `_usage` or `_usage_received` every report is added.
+    """
+    if not all(hasattr(stream, name) for name in ("_add_usage", "_usage", "_usage_received")):
+        missing("pydantic-ai-slim", "StreamedResponse._add_usage", "a running total is added up like separate reports")
+        return
+    # Where a fallback has read on to the first event, totals may have been added up already.
+    known = None if stream._usage_received else stream._usage  # pyright: ignore[reportPrivateUsage]
+    # The stream does not hold itself: nothing that is done with stays until a collection.
+    adder = partial(_add_usage, weakref.ref(stream), [known])
+    stream._add_usage = adder  # type: ignore[method-assign] # pyright: ignore[reportPrivateUsage]
+
+
+def _add_usage(
+    of: weakref.ref[StreamedResponse],
+    last: list[RequestUsage | None],
+    usage: RequestUsage,
+    *,
+    reported: bool,
+    cumulative: bool = False,
+) -> None:
+    stream = of()
+    if stream is None:  # pragma: no cover - it is the stream itself that calls
+        return
+    if reported:
+        before, last[0] = last[0], usage
+        cumulative = cumulative or _repeats(before, usage)
+    type(stream)._add_usage(stream, usage, reported=reported, cumulative=cumulative)  # pyright: ignore[reportPrivateUsage]
+
+
+def _repeats(before: RequestUsage | None, usage: RequestUsage) -> bool:
+    if usage.input_tokens == 0:
+        return False
+    least = (0, 0) if before is None else (before.input_tokens, before.output_tokens)
+    return usage.input_tokens >= least[0] and usage.output_tokens >= least[1]
