@@ -176,7 +176,7 @@ class Cancellable(AbstractCapability[Any]):
     async def for_run(self, ctx: RunContext[Any]) -> Cancellable:
         """A fresh instance for this run, with the state that was provided for it, if one was."""
         own = replace(self)
-        own._state = current_run_state()
+        own._state = current_run_state(ctx.run_id)
         own._agents_model = ctx.model
         return own
 

@@ -53,10 +53,11 @@ class RunState:
         self.left_as: str | None = None
         """Why the run was left before its end, once it was."""
         self.taken = False
+        self.run_id: str | None = None
 
-    def take(self) -> Self:
+    def take(self, run_id: str | None) -> Self:
         """Claim the state for one run."""
-        self.taken = True
+        self.taken, self.run_id = True, run_id
         return self
 
     def run_started(self, context: RunContext[Any]) -> None:
@@ -226,10 +227,12 @@ def provide_run_state(state: RunState) -> Generator[None]:
         _provided.reset(token)
 
 
-def current_run_state() -> RunState:
-    """The state that was provided for the run that begins, or a new one."""
+def current_run_state(run_id: str | None) -> RunState:
+    """The state that was provided for the run that begins, or a new one; two capabilities of one run share it."""
     state = _provided.get()
-    return (RunState() if state is None or state.taken else state).take()
+    if state is None or (state.taken and (run_id is None or state.run_id != run_id)):
+        state = RunState()
+    return state.take(run_id)
 
 
 _inside: ContextVar[tuple[RunState, ...]] = ContextVar("cancelstream.inside", default=())

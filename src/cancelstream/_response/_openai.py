@@ -89,7 +89,7 @@ class OpenAIResponse(CancellableStreamedResponse):
 
     def __aiter__(self) -> AsyncIterator[ModelResponseStreamEvent]:
         """The one iteration of this stream: a second loop goes on where the first one stopped."""
-        return _OpenAIEvents(self)
+        return self._event_iterator or _OpenAIEvents(self)
 
     def chunks(self) -> AsyncIterator[Any]:
         """The SDK's own objects, unchanged; ends without an error when the stream is cancelled."""

@@ -176,7 +176,8 @@ class CancellableStreamedResponse(StreamedResponse):
 
     def __aiter__(self) -> AsyncIterator[ModelResponseStreamEvent]:
         """The one iteration of this stream: a second loop goes on where the first one stopped."""
-        return Events(self)
+        # A fallback that has read on to the first event puts an iterator here that gives that event again.
+        return self._event_iterator or Events(self)
 
     async def _get_event_iterator(self) -> AsyncIterator[ModelResponseStreamEvent]:  # pragma: no cover
         # Never called: `__aiter__` is ours. The base class asks for it.

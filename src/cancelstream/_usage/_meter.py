@@ -174,7 +174,9 @@ class Meter:
             provider_url: The provider's base URL.
             api: Which of OpenAI's interfaces the answer comes through, if that is known.
         """
-        self._served = model or None
+        # A last chunk with the usage may have the name that was asked for again.
+        if model and (self._served is None or family_of(model) is not UNKNOWN):
+            self._served = model
         self._provider, self._provider_url = provider or self._provider, bare_url(provider_url) or self._provider_url
         self._api = api or self._api
 
