@@ -27,6 +27,7 @@ from cancelstream import _upstream
 from cancelstream._upstream import openai as upstream_openai
 from cancelstream._upstream.anyio import is_from_scope
 from cancelstream._upstream.pydantic_ai import keep_last_total, next_request_of, was_cancelled_by_its_own_handle
+from cancelstream._upstream.uvicorn import abort_connection, server_stopping
 
 
 def test_a_lost_name_is_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
@@ -131,3 +132,41 @@ class TestPydanticAI:
             assert not was_cancelled_by_its_own_handle(bare)
             keep_last_total(bare)
         assert all(name in caplog.text for name in ("_next_node", "_cancellation", "_add_usage"))
+        assert ["_next_node" in caplog.text, "_cancellation" in caplog.text] == [True, True]
+
+
+class TestUvicorn:
+    @pytest.mark.parametrize("module", ["h11_impl", "httptools_impl"])
+    def test_a_request_has_its_connection(self, module: str) -> None:
+        """`abort_connection` finds it by these; that it works is held in `web/test_response.py`."""
+        protocol = pytest.importorskip(f"uvicorn.protocols.http.{module}", reason="not installed")
+        assert {"transport", "response_complete"} <= set(protocol.RequestResponseCycle.__init__.__code__.co_names)
+
+    def test_a_server_has_its_sockets(self) -> None:
+        """`server_stopping` looks at these; that it works is held in `web/test_shutdown.py`."""
+        uvicorn = pytest.importorskip("uvicorn", reason="not installed")
+        server = uvicorn.Server(uvicorn.Config(app=None))
+        assert "servers" in uvicorn.Server.startup.__code__.co_names
+        stopping = server_stopping(server.handle_exit)
+        assert stopping is not None
+        assert not stopping()
+        server.should_exit = True
+        assert stopping()
+
+    def test_of_another_server_nothing_is_known(self) -> None:
+        """No connection to abort, and only its signals are heard."""
+
+        async def receive() -> None: ...
+
+        assert not abort_connection(receive)
+        assert server_stopping(receive) is None
+
+    def test_a_middleware_that_leads_round_in_circles(self) -> None:
+        class Around:
+            async def receive(self) -> None: ...
+
+            @property
+            def _receive(self) -> Any:
+                return self.receive
+
+        assert not abort_connection(Around().receive)

@@ -8,6 +8,7 @@ import queue
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Literal
 
+import h11
 import pytest
 
 pytest.importorskip("starlette", reason="needs cancelstream[starlette]")
@@ -312,12 +313,19 @@ async def test_a_save_that_awaits_is_not_cut_off_when_the_client_leaves() -> Non
         assert await asyncio.to_thread(saved.get, timeout=LIMIT) == "Hello"
 
 
-async def test_a_client_that_only_stalls_counts_as_gone_after_send_timeout() -> None:
-    with Chat(Answer(MUCH, Silence()), send_timeout=0.2) as chat:
-        async with chat.post(window=4096):
+@pytest.mark.parametrize("around", ["plain", "BaseHTTPMiddleware", "gzip"])
+async def test_a_client_that_only_stalls_counts_as_gone_after_send_timeout(around: str) -> None:
+    """Its connection is closed as well, and uvicorn, which waits for connections, ends while it is still there."""
+    chat = Chat(Answer(MUCH, Silence()), send_timeout=0.2)
+    AROUND[around](chat)
+    async with contextlib.AsyncExitStack() as clients:
+        with chat:
+            client = await clients.enter_async_context(chat.post(window=4096))
             await (await chat.model.until_request()).until_disconnected()
             _, end = await chat.end()
-        assert (end.state, end.reason) == ("interrupted", "client_disconnect")
+            assert (end.state, end.reason) == ("interrupted", "client_disconnect")
+        with pytest.raises((OSError, h11.RemoteProtocolError)):
+            await client.body()
 
 
 async def test_a_stop_does_not_wait_for_a_client_that_does_not_read() -> None:

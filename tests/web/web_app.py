@@ -1,7 +1,8 @@
 """An application for servers in processes of their own: `uvicorn web_app:app`, set up by environment variables.
 
 MODEL is the base URL of a scripted server, SAVED a file that gets a line of JSON for each end, REDIS a URL if stops
-are to cross processes. The header `user` says who is there: an application of yours asks its session.
+are to cross processes, GRACE how long answers may go on when the server is told to end. The header `user` says who is
+there: an application of yours asks its session.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ async def worker(request: Request) -> Response:
 async def whole_life(app: Starlette) -> AsyncGenerator[None]:
     async with (
         AsyncOpenAI(base_url=os.environ["MODEL"], api_key="none", max_retries=0) as client,
-        lifespan(registry)(app),
+        lifespan(registry, grace=float(os.environ.get("GRACE", "0")))(app),
     ):
         app.state.agent = Agent(OpenAIChatModel("scripted", provider=OpenAIProvider(openai_client=client)))
         yield

@@ -93,14 +93,21 @@ class ServerProcess(Forked):
     """A server with `web_app`. It listens from the start, so that a client need not wait for it."""
 
     def __init__(
-        self, model: str, saved: Path, *, redis: str = "", server: Callable[..., object] | None = None
+        self,
+        model: str,
+        saved: Path,
+        *,
+        redis: str = "",
+        server: Callable[..., object] | None = None,
+        **environment: str,
     ) -> None:
         self.saved = saved
         saved.touch()
         with socket.create_server(("127.0.0.1", 0)) as listening:
             self.port = int(listening.getsockname()[1])
             log = saved.with_suffix(".log")
-            super().__init__(log, server or on_uvicorn, listening, MODEL=model, SAVED=str(saved), REDIS=redis)
+            environment = {"MODEL": model, "SAVED": str(saved), "REDIS": redis, **environment}
+            super().__init__(log, server or on_uvicorn, listening, **environment)
 
     def saves(self) -> list[dict[str, Any]]:
         """What was saved."""
@@ -128,6 +135,49 @@ def on_uvicorn_with_workers(listening: socket.socket) -> None:
     import uvicorn
 
     uvicorn.run("web_app:app", fd=listening.fileno(), workers=2, log_level="warning")
+
+
+def on_uvicorn_for_two_requests(listening: socket.socket) -> None:
+    import uvicorn
+
+    uvicorn.Server(uvicorn.Config("web_app:app", log_level="warning", limit_max_requests=2)).run([listening])
+
+
+def on_uvicorn_with_workers_for_two_requests(listening: socket.socket) -> None:
+    import uvicorn
+
+    uvicorn.run("web_app:app", fd=listening.fileno(), workers=2, log_level="warning", limit_max_requests=2)
+
+
+def on_gunicorn(listening: socket.socket) -> None:
+    """With uvicorn in its worker."""
+    _gunicorn(listening, "uvicorn_worker.UvicornWorker")
+
+
+def on_gunicorn_for_two_requests(listening: socket.socket) -> None:
+    _gunicorn(listening, "uvicorn_worker.UvicornWorker", "--max-requests", "2")
+
+
+def on_gunicorn_alone(listening: socket.socket) -> None:
+    """With a worker of its own that speaks ASGI."""
+    _gunicorn(listening, "asgi")
+
+
+def _gunicorn(listening: socket.socket, worker: str, *more: str) -> None:
+    from gunicorn.app.wsgiapp import run
+
+    bound = ["--bind", f"fd://{listening.fileno()}", "--graceful-timeout", "1", "--no-control-socket"]
+    sys.argv[:] = ["gunicorn", "--worker-class", worker, *bound, "--log-level", "error", *more, "web_app:app"]
+    sys.exit(run())
+
+
+def on_granian(listening: socket.socket) -> None:
+    """It binds a socket of its own, to the same port."""
+    from granian.server import Server
+
+    port = listening.getsockname()[1]
+    listening.close()
+    Server("web_app:app", interface="asgi", address="127.0.0.1", port=port, log_enabled=False).serve()
 
 
 def on_hypercorn(listening: socket.socket) -> None:

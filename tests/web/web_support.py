@@ -184,7 +184,11 @@ class Client:
         raw.setblocking(False)
         if window is not None:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
-        await asyncio.get_running_loop().sock_connect(raw, ("127.0.0.1", port))
+        try:
+            await asyncio.get_running_loop().sock_connect(raw, ("127.0.0.1", port))
+        except BaseException:
+            raw.close()
+            raise
         client = cls(*await asyncio.open_connection(sock=raw, limit=window or 65536))
         try:
             await client.send(path, body, method=method, **headers)

@@ -6,7 +6,8 @@ and a listener for `http.disconnect`. It listens whatever ASGI version the serve
 `yield` when the client goes, so none waits for the garbage collector with its connection open.
 
 Known limits. A client that vanishes without a word (no FIN, no RST) is noticed when a ping or an event can no longer
-be sent, after `send_timeout`; one that stays connected and does not read, likewise. Behind a proxy, "the client" is
+be sent, after `send_timeout`; one that stays connected and does not read, likewise: under uvicorn its connection is
+then aborted, where another server leaves it to the system. Behind a proxy, "the client" is
 the proxy. Servers that end a request by cancelling its task are taken at their word: the stream is stopped.
 """
 
@@ -25,6 +26,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from .._response import CancellableStreamedResponse
 from .._stops import StopRegistry, keys
+from .._upstream.uvicorn import abort_connection
 from ._encode import EventEncoder
 from ._outbox import StreamEnd
 from ._stream import OnEnd, Source, Stream, kind_of, what_to_write
@@ -63,7 +65,8 @@ class CancellableEventResponse(Response):
             `on_end`, or until it is stopped.
         ping: After how many seconds without an event a comment is sent, so that proxies keep the connection and a
             client that vanished is noticed; `None` for never.
-        send_timeout: How many seconds the client may take to accept what is sent; then it counts as gone.
+        send_timeout: How many seconds the client may take to accept what is sent; then it counts as gone, and uvicorn's
+            connection to it is closed.
         finalize_timeout: How many seconds closing the stream, and `on_end`, may each take.
         encode: The format, plain Server-Sent Events unless given. A pydantic-ai `UIAdapter` speaks its own protocol;
             `factory` has to make a run of events then, best by `run_adapter`.
@@ -141,7 +144,7 @@ class CancellableEventResponse(Response):
         with self._registered(stream):
             reader = asyncio.create_task(stream.run(), name="cancelstream: read a stream")
             try:
-                await self._deliver(stream, receive, send)
+                await self._deliver(stream, scope, receive, send)
             except BaseException:
                 self._lost(stream, "task_cancelled")
                 raise
@@ -161,9 +164,9 @@ class CancellableEventResponse(Response):
         if reason != DISCONNECTED or self._on_disconnect == "cancel":
             stream.stop(reason)
 
-    async def _deliver(self, stream: Stream, receive: Receive, send: Send) -> None:
+    async def _deliver(self, stream: Stream, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the end or until the client is gone."""
-        client = _Client(receive, send, self._send_timeout)
+        client = _Client(scope, receive, send, self._send_timeout)
         with anyio.CancelScope() as sending:
 
             def gone() -> None:
@@ -217,7 +220,9 @@ def _encoder(encode: EventEncoder | UIAdapter[Any, Any, Any, Any, Any] | None) -
 class _Client:
     """The other side of a request."""
 
-    def __init__(self, receive: Receive, send: Send, timeout: float) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, timeout: float) -> None:
+        # Over HTTP/2 other requests have the same connection.
+        self._has_connection = str(scope.get("http_version", "")).startswith("1")
         self._receive = receive
         self._send = send
         self._timeout = timeout
@@ -236,7 +241,9 @@ class _Client:
                 with anyio.fail_after(self._timeout):
                     await self._send(message)
             # What servers and middlewares raise when nobody is there; TimeoutError is an OSError too.
-            except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+                if isinstance(error, TimeoutError) and self._has_connection and abort_connection(self._receive):
+                    await asyncio.sleep(0)  # the server is told of it
                 raise _ClientGoneError from None
             self._last_sent = asyncio.get_running_loop().time()
 
