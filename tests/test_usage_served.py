@@ -160,7 +160,11 @@ async def test_a_deployment(scripted_server: StartServer, make_client: Any, cut:
     opening = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "", "choices": []}
     choices = [{"index": 0, "delta": {"content": word}, "finish_reason": None} for word in WORDS]
     told = [Event({**opening, "model": DATED, "choices": [choice]}) for choice in choices]
-    rest = [Silence()] if cut else []
+    ending: dict[str, Any] = {**opening, "model": DATED}
+    stop = [{"index": 0, "delta": {}, "finish_reason": "stop"}]
+    total = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+    end = [Event({**ending, "choices": stop}), Event({**ending, "usage": total}), Event("[DONE]")]
+    rest: list[Any] = [Silence()] if cut else end
     answer = Answer(Event(opening), *told, *rest, usage=Usage(10, 5))
     client = make_client(scripted_server(answer, repeat=True), AsyncAzureOpenAI)
     agent = Agent(OpenAIChatModel("team-chat", provider=AzureProvider(openai_client=client)))
