@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from _bodies import from_anthropic as anthropic_prompt
+from _bodies import from_google as google_prompt
 from pydantic_ai.messages import (
     NativeToolCallPart,
     PartDeltaEvent,
@@ -20,8 +23,10 @@ from pydantic_ai.messages import (
     ToolCallPart,
     ToolCallPartDelta,
 )
+from pydantic_ai.usage import RequestUsage
 
-from cancelstream._usage import Count, Meter
+from cancelstream._counting import UNKNOWN, family_of
+from cancelstream._usage import Count, Meter, ResponseUsage
 
 OPENAI_APIS = ("openai-chat", "openai-responses")
 Row = dict[str, Any]
@@ -42,19 +47,26 @@ def restored(line: str) -> str:
 
 
 def is_openai(row: Row) -> bool:
-    """Whether OpenAI itself answered, or Microsoft for it."""
+    """Whether OpenAI itself answered, or Microsoft for it; not whatever else Azure hosts."""
     host = row["host"] or ""
-    return row["api"] in OPENAI_APIS and (host in ("api.openai.com", "openai") or "azure" in host)
+    if row["api"] not in OPENAI_APIS or not (family_of(row["model"]).is_openai or family_of(row["model"]) is UNKNOWN):
+        return False
+    return host in ("api.openai.com", "openai", "azure") or host.endswith(
+        (".openai.azure.com", ".services.ai.azure.com")
+    )
 
 
 def about(row: Row) -> str:
     return f"{row['id']} {row['repo']} {row['host']} {row['model']}"
 
 
-def reported_output(row: Row) -> int:
-    """The output that was reported, with the reasoning that some report beside it."""
-    output, reasoning = row["tokens"]["output"], row["tokens"]["reasoning"] or 0
-    return output + reasoning if reasoning > output else output
+def final(row: Row) -> dict[str, int | None]:
+    """What the provider counted in the end, reasoning that it reports beside the output included."""
+    tokens = row["tokens"]
+    output, reasoning = tokens["output"], tokens["reasoning"] or 0
+    if reasoning and tokens["total"] == (tokens["input"] or 0) + output + reasoning:
+        output += reasoning
+    return {"input": tokens["input"], "output": output, "cached_input": tokens["cached"], "reasoning": reasoning}
 
 
 def kind_of_request(row: Row) -> str:
@@ -67,12 +79,27 @@ def kind_of_request(row: Row) -> str:
     return "text, chat" if chat else "text, Responses"
 
 
-def input_of(row: Row) -> Count:
-    """The estimate of a recorded request to OpenAI."""
-    meter = Meter.for_openai(row["request"], api=row["api"], model=row["model"])
+def meter_of(row: Row) -> Meter:
+    """A meter for a recorded request, which was sent and accepted."""
+    if row["api"] in OPENAI_APIS:
+        meter = Meter.for_openai(row["request"], api=row["api"], model=row["model"], url=address(row))
+    else:
+        build = anthropic_prompt if row["api"] == "anthropic" else google_prompt
+        read = partial(build, row["request"]) if row["request"] else None
+        meter = Meter(model=row["model"], provider=row["api"], provider_url=address(row), read=read)
     meter.sent()
     meter.opened()
-    return meter.usage.input
+    return meter
+
+
+def address(row: Row) -> str | None:
+    host = row["host"] or ""
+    return f"https://{host}/v1" if "." in host else None
+
+
+def input_of(row: Row) -> Count:
+    """The estimate of a recorded request."""
+    return meter_of(row).usage.input
 
 
 @dataclass
@@ -105,36 +132,99 @@ class Case:
         return max(1, len({choice.get("index") for chunk in chunks for choice in chunk.get("choices") or []}))
 
     @cached_property
+    def answers(self) -> int:
+        """How many answers were recorded as one stream: a few hold a whole conversation."""
+        opened = ("message_start", "response.created")
+        return max(1, sum(payload.get("type") in opened for payload in payloads_of(self.row)))
+
+    @cached_property
+    def finish(self) -> str | None:
+        """Why the answer ended, by a raw stream's own account."""
+        return self.fed(self.events)._reader.finish_reason
+
+    @cached_property
     def shape(self) -> str:
-        """`text`, `one call` or `other`."""
+        """`text`, `one call`, `calls` (with or without text) or `other`."""
         meter = self.fed(self.events)
         seen = meter._seen
         if seen.natives or seen.thinking:
             return "other"
         if not seen.calls:
             return "text" if seen.text else "other"
-        return "one call" if len(seen.calls) == 1 and not seen.text else "other"
+        return "one call" if len(seen.calls) == 1 and not seen.text else "calls"
 
     def fed(self, events: list[Any]) -> Meter:
-        row = self.row
-        if row["api"] in OPENAI_APIS:
-            meter = Meter.for_openai(row["request"], api=row["api"], model=row["model"])
-        else:
-            meter = Meter(model=row["model"], provider=row["api"], provider_url=None)
-        meter.sent()
-        meter.opened()
+        meter = meter_of(self.row)
         for event in events:
-            if isinstance(event, dict):
-                meter.feed_chunk(event)
-            else:
-                meter.feed_event(event)
+            feed(meter, event)
         return meter
+
+    def as_reported(self) -> Iterator[ResponseUsage]:
+        """The usage at some forty moments of the stream, with what the provider reported left in; the last is its end.
+
+        The provider's usage comes to the meter as it would: in the raw chunks, or as pydantic-ai's adapters
+        of Anthropic and Google have it by then.
+        """
+        meter, payloads = meter_of(self.row), list(payloads_of(self.row))
+        known: Row = {}
+        finish = None
+        last = len(payloads) - 1
+        moments = {round(last * share / 40) for share in range(41)} | {last - 1, last - 2, last - 3}
+        for place, payload in enumerate(payloads):
+            if self.row["api"] in OPENAI_APIS:
+                meter.feed_chunk(payload)
+            else:
+                events = from_anthropic(payload) if self.row["api"] == "anthropic" else from_google(payload)
+                for event in events:
+                    feed(meter, event)
+                known.update(usage_in(payload))
+                finish = finish_in(payload) or finish
+                meter.observe(reported=extracted(known, self.row), finish_reason=finish)
+            if place in moments:
+                yield copy(meter.usage)
+        reported = None if self.row["api"] in OPENAI_APIS else extracted(known, self.row)
+        meter.settle(reported=reported, ended=True, finish_reason=finish)
+        yield meter.usage
 
     def output(self, events: list[Any], *, ended: bool) -> Count:
         """The output count of these events, cut after the last of them or ended with it."""
         meter = self.fed(events)
         meter.settle(ended=ended)
         return meter.usage.output
+
+
+def feed(meter: Meter, event: Any) -> None:
+    if isinstance(event, dict):
+        meter.feed_chunk(event)
+    else:
+        meter.feed_event(event)
+
+
+def usage_in(payload: Row) -> Row:
+    """The usage that an event of Anthropic's or Google's carries: cumulative, field by field."""
+    usage = payload.get("usage") or payload.get("usageMetadata") or (payload.get("message") or {}).get("usage") or {}
+    return {name: value for name, value in usage.items() if value is not None}
+
+
+def finish_in(payload: Row) -> str | None:
+    """Why the answer ended, once the provider said so."""
+    reasons = [(payload.get("delta") or {}).get("stop_reason")]
+    reasons.extend(candidate.get("finishReason") for candidate in payload.get("candidates") or [])
+    return next((str(reason) for reason in reasons if reason), None)
+
+
+def extracted(known: Row, row: Row) -> RequestUsage | None:
+    """A usage as pydantic-ai reads it."""
+    if not known:
+        return None
+    anthropic = row["api"] == "anthropic"
+    name, model = ("usage", "model") if anthropic else ("usageMetadata", "modelVersion")
+    return RequestUsage.extract(
+        {name: known, model: row["model"]},
+        provider=row["api"],
+        provider_url="https://api.anthropic.com" if anthropic else "https://generativelanguage.googleapis.com",
+        provider_fallback=row["api"],
+    )
 
 
 def payloads_of(row: Row) -> Iterator[Row]:

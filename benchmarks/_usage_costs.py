@@ -13,8 +13,8 @@ from pydantic_ai.messages import PartDeltaEvent, TextPart, TextPartDelta
 from pydantic_ai.usage import RequestUsage
 
 from cancelstream import _tokens
+from cancelstream._counting import family_of
 from cancelstream._counting._delivered import Delivered
-from cancelstream._counting._families import family_of
 from cancelstream._counting._output import count_answer
 from cancelstream._usage import Meter
 

@@ -96,8 +96,8 @@ async def test_each_interface_counts_its_own_way(scripted_server: StartServer, c
     chat, responses = asked["chat"].value, asked["responses"].value
     assert chat is not None
     assert responses is not None
-    # Models that reason are told where calls go, in a system message, by the chat API alone.
-    assert chat - responses > 50
+    # The chat API makes a system message for them.
+    assert chat > responses
 
 
 def test_wrapping_a_model_loads_its_tokenizer(monkeypatch: pytest.MonkeyPatch):

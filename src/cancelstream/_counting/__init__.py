@@ -1,14 +1,15 @@
 """Text to tokens: how many a request and an answer are, with bounds, as their maker counts them.
 
-Read `_count` first (what is known of one number), then `_families` (how the models of each maker count), `_prompt`
+Read `_count` first (what is known of one number), then `_makers` (how the models of each maker count), `_prompt`
 (what of a request bears on its size), `_input` and `_output`. Nothing in this room awaits or touches a network, and
 nothing in it knows what a provider reported: that is the room of usage.
 """
 
 from ._count import MOST, NOTHING, SOURCES, Count, Source, as_count, join
 from ._delivered import Delivered
-from ._families import UNKNOWN, Family, family_of
+from ._family import Family
 from ._input import count_prompt
+from ._makers import UNKNOWN, family_of
 from ._output import Answer, count_answer
 from ._prompt import Api, Prompt, Turn, from_chat, from_responses
 from ._prompt_messages import from_messages

@@ -81,7 +81,7 @@ class Count:
             None if self.value is None or other.value is None else self.value + other.value,
             self.low + other.low,
             None if self.high is None or other.high is None else self.high + other.high,
-            max(self.source, other.source, key=SOURCES.index),
+            SOURCES[max(SOURCES.index(self.source), SOURCES.index(other.source))],
             self.method if self.method == other.method else "sum",
         )
 

@@ -18,19 +18,10 @@ from typing import Final, NamedTuple, cast
 
 from ._count import Count
 from ._delivered import Delivered
-from ._families import NO_TOKENS, Family, Tokens
+from ._family import NO_TOKENS, Family, Tokens
 from ._prompt import Api, Prompt
 
 __all__ = ("Answer", "count_answer")
-
-_CALL: Final = 7
-"""Tokens around an OpenAI function call in the chat API; one more in the Responses API. Of 77 recorded, 76 agree."""
-
-_FURTHER_CALL: Final = 20
-"""Tokens around each further call made in parallel: 9 to 26 in the recordings."""
-
-_PARAMETER: Final = 13
-"""Tokens around each argument of a call of Claude's, which are not written as JSON."""
 
 
 class Answer(NamedTuple):
@@ -89,19 +80,21 @@ def count_answer(
         whole += _ending(seen, family, prompt, api)
     asked = prompt.thinking if prompt is not None and prompt.thinking is not None else thinking
     hidden = _hides(seen, family, asked)
-    limit = prompt.limit if prompt is not None else None
+    limit = prompt.limit if prompt is not None and family.limited else None
     method = whole.method or "nothing_arrived"
     if hidden or seen.natives:
         # Of what the provider's own tools made, the text that arrived may not even be billed as output.
         low = round(min(deltas, whole.low)) if seen.natives else int(whole.low)
         return Answer(Count.unknown(low, limit, method), Count.unknown(0, limit), hidden)
     value, low, high = round(whole.value), int(whole.low), ceil(whole.high)  # in order, since these are
-    if lost or not family.name or not (deltas or ended):
-        # More had arrived, or nobody knows the model, or nothing came at all: nothing bounds it but the limit.
-        most = None if limit is None else max(value, limit)
+    if limit is not None:
+        value = max(low, min(value, limit))
+    if lost or not family.name or not deltas or _unseen_tools(prompt, api):
+        # More had arrived, or the model is not known, or nothing visible came: only the limit bounds it.
+        most = limit
     else:
-        most = high if limit is None else max(value, min(high, limit))
-    output = Count(value, low, most, "estimated", method)
+        most = high + family.unseen if limit is None or ended else min(high + family.unseen, limit)
+    output = Count.estimated(value, low, most, method)
     if reasoned is NO_TOKENS:
         return Answer(output, _NO_REASONING, False)
     thought = Count.estimated(round(reasoned.value), int(reasoned.low), ceil(reasoned.high), method)
@@ -115,32 +108,39 @@ def _reconciled(counted: Tokens, deltas: int) -> Tokens:
     if deltas and deltas >= 0.9 * counted.value:
         # One delta, one token. A vocabulary of the model's own knows of tokens that share a delta.
         value = counted.value if counted.exact and counted.value > deltas else deltas
-        return Tokens(value, deltas, value * 1.02 + 1, counted.method if counted.exact else "deltas", True)
+        return Tokens(value, deltas, value * 1.01 + 0.7, counted.method if counted.exact else "deltas", True)
     return Tokens(
         max(counted.value, deltas), max(counted.low, deltas), max(counted.high, deltas), counted.method, counted.exact
     )
 
 
 def _calls(seen: Delivered, family: Family, prompt: Prompt | None, api: Api | None) -> Tokens:
-    total = NO_TOKENS
-    for position, (name, *pieces) in enumerate(seen.calls.values()):
+    around, number = family.calls, len(seen.calls)
+    # A model writes no more than the arguments of a call that it had to make.
+    forced = around.forced if prompt is not None and prompt.forced is not None and number == 1 else None
+    first = around.first if forced is None else forced
+    first += (around.parallel if number > 1 else 0) + (api == "openai-responses")
+    total = Tokens(first, 0, first, "", True)
+    text = ""
+    for name, *pieces in seen.calls.values():
         text = "".join(pieces)
         named, arguments = family.count(name), family.count(text)
-        value, low, high = named.value + arguments.value, float(len(pieces)), named.high + arguments.high
-        if not family.is_openai:
-            written = _arguments(text) if family.is_claude else 0
-            value += family.call + _PARAMETER * written
-            high = 2 * high + 2 * _PARAMETER * written + 2 * family.call
-        elif position:
-            value, low, high = value + _FURTHER_CALL, low, high + 30
+        more = around.each + around.argument * (_arguments(text) if around.argument else 0)
+        high = named.high + arguments.high + more + around.room
+        if forced is None:
+            value, low = named.value + arguments.value + more, float(len(pieces))
         else:
-            around = (_CALL if _is_json(text) else 4) + (api == "openai-responses")
-            forced = prompt is not None and prompt.forced is not None
-            # The model writes no more than the arguments of a call that it had to make.
-            value = arguments.value if forced else value + around
-            low, high = max(low, arguments.low), high + around + 3
-        total += Tokens(value, low, max(value, high), arguments.method or named.method, named.exact)
+            value = arguments.value + more - around.each
+            low = max(float(len(pieces)), arguments.low)
+        total += Tokens(max(value, low), low, max(value, high), arguments.method or named.method, named.exact)
+    if around.closing and not _is_json(text):
+        total += Tokens(-min(around.closing, total.value - total.low), 0, 0, "", True)
     return total
+
+
+def _unseen_tools(prompt: Prompt | None, api: Api | None) -> bool:
+    """Whether tools of the provider's own may have taken part without a trace, as they do in the chat API."""
+    return api == "openai-chat" and prompt is not None and prompt.native
 
 
 def _ending(seen: Delivered, family: Family, prompt: Prompt | None, api: Api | None) -> Tokens:

@@ -41,13 +41,11 @@ class Turn:
         kind: By whom.
         text: The text, the arguments of a call, or what a function returned.
         name: The function's name, or the name a user goes by.
-        follows: Whether it goes with the turn before it, as calls made in parallel do.
     """
 
     kind: Kind
     text: str
     name: str = ""
-    follows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +70,7 @@ class Prompt:
         thinking: Whether it asks for reasoning (`True`), switches it off (`False`), or leaves it open.
         sealed: The length of each piece of encrypted reasoning that it sends back.
         unseen: What else is in it and cannot be counted from here, by name.
+        native: Whether tools of the provider's own may take part in the answer.
     """
 
     turns: tuple[Turn, ...]
@@ -82,6 +81,7 @@ class Prompt:
     thinking: bool | None = None
     sealed: tuple[int, ...] = ()
     unseen: tuple[str, ...] = ()
+    native: bool = False
 
 
 def from_chat(body: Mapping[str, Any]) -> Prompt:
@@ -91,26 +91,34 @@ def from_chat(body: Mapping[str, Any]) -> Prompt:
     names: dict[object, str] = {}
     for message in _mappings(body.get("messages")):
         turns.extend(_chat_turns(message, names, unseen))
-    functions = [_mapping(tool.get("function")) for tool in _mappings(body.get("tools")) if _is_function(tool, unseen)]
+    functions, natives = _told_apart(body.get("tools"), unseen)
+    functions = [_mapping(tool.get("function")) for tool in functions]
     functions.extend(_mappings(body.get("functions")))
+    natives.extend(name for name in ("web_search_options", "plugins") if body.get(name) is not None)
     choice = _mapping(body.get("tool_choice") or body.get("function_call"))
     wanted = _mapping(body.get("response_format"))
-    unseen.extend(name for name in ("audio", "prediction", "web_search_options") if body.get(name))
+    unseen.extend(name for name in ("audio", "prediction") if body.get(name))
+    answers = body.get("n")
+    limit = _limit(body, "max_completion_tokens", "max_tokens")
     return Prompt(
         tuple(turns),
         tuple(_tool(function) for function in functions),
         _schema(_mapping(wanted.get("json_schema"))) if wanted.get("type") == "json_schema" else None,
         _text(_mapping(choice.get("function") or choice).get("name")) or None,
-        _limit(body, "max_completion_tokens", "max_tokens"),
+        limit * answers if limit is not None and type(answers) is int and answers > 1 else limit,
         _thinking(body.get("reasoning_effort")),
         (),
-        tuple(unseen),
+        (*unseen, *natives),
+        bool(natives),
     )
 
 
 def from_responses(body: Mapping[str, Any]) -> Prompt:
     """The body of a Responses request."""
     unseen = [name for name in ("previous_response_id", "conversation", "prompt") if body.get(name)]
+    reasoning = _mapping(body.get("reasoning"))
+    if reasoning.get("mode") == "pro":
+        unseen.append("reasoning.mode")  # several answers are made of which one is seen, each with its own input
     turns: list[Turn] = []
     if instructions := _text(body.get("instructions")):
         turns.append(Turn("system", instructions))
@@ -123,19 +131,25 @@ def from_responses(body: Mapping[str, Any]) -> Prompt:
         for item in _mappings(given):
             if item.get("type") == "reasoning":
                 sealed.append(len(_text(item.get("encrypted_content"))))
-            else:
-                turns.extend(_responses_turns(item, names, unseen, turns[-1] if turns else None))
+                continue
+            turns.extend(_responses_turns(item, names, unseen))
+            if item.get("role") == "user":
+                sealed.clear()  # the reasoning behind an answer is dropped once the user has gone on
     wanted = _mapping(_mapping(body.get("text")).get("format"))
-    choice = _mapping(body.get("tool_choice"))
+    functions, natives = _told_apart(body.get("tools"), unseen)
+    tools = tuple(_tool(tool) for tool in functions)
+    choice = body.get("tool_choice")
     return Prompt(
         tuple(turns),
-        tuple(_tool(tool) for tool in _mappings(body.get("tools")) if _is_function(tool, unseen)),
+        tools,
         _schema(wanted) if wanted.get("type") == "json_schema" else None,
-        _text(choice.get("name")) or None,
+        # A model that has to call something and has one function is in the same place as one that is told which.
+        tools[0].name if choice == "required" and len(tools) == 1 else _text(_mapping(choice).get("name")) or None,
         _limit(body, "max_output_tokens"),
-        _thinking(_mapping(body.get("reasoning")).get("effort")),
+        _thinking(reasoning.get("effort")),
         tuple(sealed),
-        tuple(unseen),
+        (*unseen, *natives),
+        bool(natives),
     )
 
 
@@ -155,22 +169,18 @@ def _chat_turns(message: Mapping[str, Any], names: dict[object, str], unseen: li
     if text or not calls:
         name = _text(message.get("name")) or names.get(message.get("tool_call_id"), "")
         yield Turn(kind, text, name)
-    for position, call in enumerate(calls):
-        arguments = leaf(call.get("arguments") or call.get("input"))
-        yield Turn("call", arguments, _text(call.get("name")), follows=position > 0)
+    for call in calls:
+        yield Turn("call", leaf(call.get("arguments") or call.get("input")), _text(call.get("name")))
 
 
-def _responses_turns(
-    item: Mapping[str, Any], names: dict[object, str], unseen: list[str], last: Turn | None
-) -> Iterator[Turn]:
+def _responses_turns(item: Mapping[str, Any], names: dict[object, str], unseen: list[str]) -> Iterator[Turn]:
     kind = item.get("type") or "message"
     if kind == "message":
         yield Turn(_ROLES.get(item.get("role"), "user"), _content(item.get("content"), unseen))
     elif kind in ("function_call", "custom_tool_call"):
         name = _text(item.get("name"))
         names[item.get("call_id")] = name
-        follows = last is not None and last.kind == "call"
-        yield Turn("call", leaf(item.get("arguments") or item.get("input")), name, follows=follows)
+        yield Turn("call", leaf(item.get("arguments") or item.get("input")), name)
     elif kind in ("function_call_output", "custom_tool_call_output"):
         yield Turn("return", _content(item.get("output"), unseen), names.get(item.get("call_id"), ""))
     else:
@@ -192,12 +202,19 @@ def _content(content: object, unseen: list[str]) -> str:
     return "".join(texts)
 
 
-def _is_function(tool: Mapping[str, Any], unseen: list[str]) -> bool:
-    """Whether a tool is a function of the caller's own; the provider's tools bring prompts that we cannot see."""
-    if tool.get("type", "function") == "function":
-        return True
-    unseen.append(_text(tool.get("type")) or "tool")
-    return False
+def _told_apart(tools: object, unseen: list[str]) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """The caller's own functions, and the names of the provider's tools, whose prompts cannot be seen."""
+    functions: list[Mapping[str, Any]] = []
+    natives: list[str] = []
+    for tool in _mappings(tools):
+        kind = tool.get("type", "function")
+        if kind == "function":
+            functions.append(tool)
+        elif kind == "custom":
+            unseen.append(kind)  # the caller's own, but with a grammar that may be shown in any way
+        else:
+            natives.append(_text(kind) or "tool")
+    return functions, natives
 
 
 def _tool(function: Mapping[str, Any]) -> Tool:

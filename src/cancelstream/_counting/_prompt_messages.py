@@ -7,7 +7,7 @@ fences around retries, notes on a changed set of tools); what it adds is a few t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from pydantic_ai.messages import (
     CachePoint,
@@ -34,12 +34,28 @@ from ._schema import Tool
 
 __all__ = ("from_messages",)
 
+_UNSEEN_SETTINGS: Final = (
+    "anthropic_container",
+    "anthropic_context_management",
+    "google_cached_content",
+    "openai_context_management",
+    "openai_conversation_id",
+    "openai_native_tools",
+    "openai_prediction",
+    "openai_previous_response_id",
+)
+"""Settings by which a request has more in it than its messages and tools."""
+
 
 def from_messages(
     messages: Sequence[ModelMessage], settings: ModelSettings | None, parameters: ModelRequestParameters
 ) -> Prompt:
     """What pydantic-ai is about to send, as it is passed to a model's `request_stream()`."""
-    unseen = [tool.kind for tool in parameters.native_tools]
+    natives = [tool.kind for tool in parameters.native_tools]
+    mapping = cast("Mapping[str, Any]", settings or {})
+    unseen = [name for name in _UNSEEN_SETTINGS if mapping.get(name)]
+    if mapping.get("openai_reasoning_mode") == "pro":
+        unseen.append("openai_reasoning_mode")
     turns: list[Turn] = []
     sealed: list[int] = []
     for message in messages:
@@ -52,7 +68,6 @@ def from_messages(
             sealed.extend(len(thought.signature) for thought in thoughts if thought.signature)
     tools = [*parameters.function_tools, *(parameters.output_tools if _answers_by_tool(parameters) else ())]
     wanted = parameters.output_object if parameters.output_mode == "native" else None
-    mapping = cast("Mapping[str, Any]", settings or {})
     return Prompt(
         (*_instructions(messages, parameters), *turns),
         tuple(_tool(tool) for tool in tools),
@@ -61,7 +76,8 @@ def from_messages(
         limit if type(limit := mapping.get("max_tokens")) is int and limit > 0 else None,
         _thinking(mapping, parameters),
         tuple(sealed),
-        tuple(unseen),
+        (*natives, *unseen),
+        bool(natives),
     )
 
 
@@ -113,8 +129,8 @@ def _response_turns(message: ModelResponse, unseen: list[str]) -> Iterator[Turn]
     )
     if text:
         yield Turn("assistant", text)
-    for position, call in enumerate(calls):
-        yield Turn("call", call.args_as_json_str(), call.tool_name, follows=position > 0)
+    for call in calls:
+        yield Turn("call", call.args_as_json_str(), call.tool_name)
 
 
 def _answers_by_tool(parameters: ModelRequestParameters) -> bool:

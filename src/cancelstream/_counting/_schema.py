@@ -22,6 +22,16 @@ _DEEPEST: Final = 12
 _MOST_TYPES: Final = 5_000
 """Schemas may refer to themselves, in more ways than one: nothing is read deeper down than this, nor at more length."""
 
+_UNSHOWN: Final = frozenset(
+    {"required", "additionalProperties", "$schema", "strict", "format", "pattern", "default", "uniqueItems"}
+    | {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
+    | {"minLength", "maxLength", "minItems", "maxItems"}
+)
+"""What of a response schema a model is not shown: 82 of 89 recorded ones then count to within 3 tokens."""
+
+_NAMED: Final = frozenset({"properties", "$defs", "definitions"})
+"""Where the keys of a schema are the user's own names."""
+
 Schema = Mapping[str, Any]
 
 
@@ -46,7 +56,7 @@ def declarations(tools: Iterable[Tool]) -> tuple[str, int]:
         fields = _TypeScript(tool.parameters).fields(tool.parameters, 0)
         parts.append(_comment(tool.description))
         if fields:
-            title = _comment(tool.parameters.get("title"))
+            title = _comment(tool.parameters.get("title")) + _comment(tool.parameters.get("description"))
             parts.append(f"type {tool.name} = (_: {title}{{\n{fields}}}) => any;\n\n")
             correction -= not fields.startswith("//")
         else:
@@ -56,8 +66,8 @@ def declarations(tools: Iterable[Tool]) -> tuple[str, int]:
 
 
 def response_format(name: str, description: str, schema: Schema) -> str:
-    """A response schema as an OpenAI model reads it; titles are not shown."""
-    return f"# Response Formats\n\n## {name}\n\n{_comment(description)}{compact(_untitled(schema))}"
+    """A response schema as an OpenAI model reads it: its shape and its words, without what only a validator needs."""
+    return f"# Response Formats\n\n## {name}\n\n{_comment(description)}{compact(_shown(schema))}"
 
 
 def compact(value: object) -> str:
@@ -130,13 +140,15 @@ class _TypeScript:
         return schema
 
 
-def _untitled(value: object, *, names: bool = False) -> object:
-    """The schema without titles; under `properties` the names are the user's own, a field called title among them."""
+def _shown(value: object, *, names: bool = False) -> object:
+    """The schema without `_UNSHOWN`; under `properties` the names are the user's own, one called format among them."""
     if isinstance(value, Mapping):
         items = cast("Mapping[str, object]", value).items()
-        return {key: _untitled(item, names=key == "properties") for key, item in items if names or key != "title"}
+        return {
+            key: _shown(item, names=not names and key in _NAMED) for key, item in items if names or key not in _UNSHOWN
+        }
     if isinstance(value, list):
-        return [_untitled(item) for item in cast("list[object]", value)]
+        return [_shown(item) for item in cast("list[object]", value)]
     return value
 
 

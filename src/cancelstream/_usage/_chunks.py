@@ -25,17 +25,19 @@ class Reader:
         seen: What arrived.
         reported: The last usage that the provider sent.
         reported_at: How many deltas had arrived by then.
+        is_final: Whether it came with the end of the answer or after it.
         finish_reason: Why the provider ended the answer, once it said so.
         model: The model that answers, by its own account.
         thinking: Whether the provider says that the model reasons.
     """
 
-    __slots__ = ("finish_reason", "model", "reported", "reported_at", "seen", "thinking")
+    __slots__ = ("finish_reason", "is_final", "model", "reported", "reported_at", "seen", "thinking")
 
     def __init__(self, seen: Delivered) -> None:
         self.seen = seen
         self.reported = NONE
         self.reported_at = 0
+        self.is_final = False
         self.finish_reason: str | None = None
         self.model: str | None = None
         self.thinking: bool | None = None
@@ -52,6 +54,7 @@ class Reader:
         if usage is not None:
             self.reported = from_wire(usage)
             self.reported_at = self.seen.deltas
+            self.is_final = self.finish_reason is not None
 
     # --- chat completions -------------------------------------------------------------------------------------
 
@@ -74,6 +77,8 @@ class Reader:
         self._say(field_of(delta, "refusal"), index)
         if piece := _text(field_of(delta, "reasoning_content")) or _text(field_of(delta, "reasoning")):
             self.seen.thinking.append(piece)
+        else:
+            self._read_details(field_of(delta, "reasoning_details"))
         for position, call in enumerate(_items(field_of(delta, "tool_calls"))):
             place = field_of(call, "index")
             function = field_of(call, "function") or field_of(call, "custom")
@@ -83,6 +88,14 @@ class Reader:
         for name in ("audio", "annotations", "executed_tools", "images"):
             if field_of(delta, name):
                 self.seen.natives.add(name)
+
+    def _read_details(self, details: object) -> None:
+        """Reasoning as OpenRouter sends it: as text, as a summary, or encrypted."""
+        for detail in _items(details):
+            if piece := _text(field_of(detail, "text")) or _text(field_of(detail, "summary")):
+                self.seen.thinking.append(piece)
+            elif field_of(detail, "data") and not self.seen.thinking:
+                self.seen.sealed = True
 
     def _call(self, key: tuple[object, ...], function: object) -> None:
         arguments = _text(field_of(function, "arguments")) or _text(field_of(function, "input"))
@@ -136,9 +149,9 @@ class Reader:
         effort = field_of(field_of(response, "reasoning"), "effort")
         if isinstance(effort, str):
             self.thinking = effort != "none"
-        self._report(field_of(response, "usage"))
         if name in _ENDS:
             self.finish_reason = name
+        self._report(field_of(response, "usage"))
 
 
 def _text(value: object) -> str:

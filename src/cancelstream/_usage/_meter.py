@@ -51,6 +51,7 @@ from ._objects import ResponseUsage, fill
 from ._record import UsageRecord, bare_url
 from ._reported import NONE, Reported, from_usage
 from ._request import STEPS, Stage, Step, step_of
+from ._standing import input_count, output_count, reasoning_count, settles_input
 
 __all__ = ("Meter", "prepare")
 
@@ -318,20 +319,20 @@ class Meter:
         if self._stage is Stage.LOST:
             unknown = Count.unknown()
             return UsageRecord(unknown, unknown, unknown, unknown, **self._named())
-        asked = self._asked() if reported.input is None else Count.reported(reported.input)
-        if (method := self._whole(reported)) is not None:
-            output = Count.reported(reported.output or 0, method)
-            reasoning, hidden = Count.reported(reported.reasoning or 0, method), False
+        family, final = self._family(), self._is_final(reported)
+        settled = settles_input(reported, family=family, prompt=self._read, final=final)
+        asked = input_count(reported, self._asked, family=family, settled=settled)
+        known = NONE if self._opens_with_placeholder() and not final else reported
+        output = output_count(known, lambda: self._estimate().output, final=final, covers=self._covers(reported))
+        whole = output.source == "reported"
+        if whole or known.beside:
+            reasoning, hidden = reasoning_count(reported, output, shown=bool(self._seen.thinking)), False
         else:
-            answer = self._estimate()
-            output, reasoning, hidden = answer.output, answer.reasoning, answer.hidden
-            if reported.output is not None and not self._opens_with_placeholder():
-                output = output.at_least(reported.output)
-        if reported.cached is not None and reported.input is not None:
+            reasoning, hidden = self._estimate().reasoning, self._estimate().hidden
+        if reported.cached is not None and settled:
             cached = Count.reported(reported.cached)
         else:
             cached = Count.unknown(0, asked.high)
-        both = reported.input is not None and method is not None
         return UsageRecord(
             asked,
             output,
@@ -340,7 +341,7 @@ class Meter:
             complete=self._stage is Stage.ENDED,
             hidden_reasoning=hidden,
             others=tuple((name, amount) for name, amount in reported.others if amount),
-            cost=reported.cost if both else None,
+            cost=reported.cost if settled and whole else None,
             **self._named(),
         )
 
@@ -348,18 +349,18 @@ class Meter:
         """The names that a record is priced by."""
         return {"model": self._model_name(), "provider": self._provider, "provider_url": self._provider_url}
 
-    def _whole(self, reported: Reported) -> str | None:
-        """How the provider reported the whole output, or `None` where what it reported is not the whole."""
-        if reported.output is None:
-            return None
-        if self._said_all():
-            return "usage_event"
-        if self._opens_with_placeholder():
-            return None
-        # It was reported while the answer was still coming: the whole if no delta came after it.
-        if reported is self._reader.reported:
-            return "continuous" if self._reader.reported_at == self._seen.deltas else None
-        return "continuous" if reported.output >= self._seen.deltas else None
+    def _is_final(self, reported: Reported) -> bool:
+        """Whether the reported usage came with the end of the answer, or after it."""
+        if self._stage is Stage.ENDED:
+            return True
+        return self._reader.is_final if reported is self._reader.reported else self._finish_reason is not None
+
+    def _covers(self, reported: Reported) -> bool:
+        """Whether no delta came after this usage; of a wrapped stream's usage only the number of deltas can tell."""
+        deltas = self._seen.deltas
+        if reported is self._reader.reported and self._reader.reported_at != deltas:
+            return False
+        return (reported.output or 0) >= deltas
 
     def _said_all(self) -> bool:
         """Whether the model came to the end of its answer, even if the stream did not."""
@@ -375,7 +376,7 @@ class Meter:
         if self._input is None or family is not self._input_family:
             prompt = self._read()
             try:
-                counted = None if prompt is None else count_prompt(prompt, family, self._api)
+                counted = None if prompt is None else count_prompt(prompt, family, self._api, self._provider_url)
             except Exception:  # noqa: BLE001 - a request too strange to count has no value, and is no error
                 counted = None
             self._input, self._input_family = counted or Count.unknown(), family

@@ -13,7 +13,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, Final, Literal, cast
 from urllib.parse import urlsplit
 
-from .._counting import MOST, NOTHING, SOURCES, Count, Source, as_count
+from .._counting import MOST, NOTHING, SOURCES, Count, as_count
 
 __all__ = ("Provenance", "UsageRecord", "amounts", "as_price", "bare_url")
 
@@ -166,4 +166,4 @@ def _count_from_json(data: object) -> Count | None:
         return None
     if value is not None and (as_count(value) is None or not low <= value <= (value if high is None else high)):
         return None
-    return Count(value, low, high, cast("Source", source), method)
+    return Count(value, low, high, source, method)

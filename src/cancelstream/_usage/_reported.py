@@ -7,7 +7,7 @@ A missing count is not zero, and a zero that was reported is not missing: each c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final, cast
 
@@ -28,6 +28,7 @@ class Reported:
         output: Tokens of the answer, reasoning included.
         cached: The part of the input that came from the provider's cache.
         reasoning: The part of the output that was reasoning.
+        beside: Reasoning that may be a part of the output or beside it: the numbers do not say which.
         others: Whatever else was counted under a name of its own, some of it with a price of its own.
         details: What was counted for `RequestUsage.details`.
         cost: The price that a gateway reported.
@@ -37,6 +38,7 @@ class Reported:
     output: int | None = None
     cached: int | None = None
     reasoning: int | None = None
+    beside: int = 0
     others: tuple[tuple[str, int | float], ...] = ()
     details: tuple[tuple[str, int], ...] = ()
     cost: Decimal | None = None
@@ -64,17 +66,19 @@ def from_usage(usage: RequestUsage | None) -> Reported:
         return NONE
     given = cast("dict[str, object]", usage.__dict__)
     details = usage.details if isinstance(usage.details, dict) else {}  # pyright: ignore[reportUnnecessaryIsInstance]
-    return _consistent(
-        Reported(
-            # What a wrapper of ours inside this one has estimated was not reported.
-            None if given.get("estimated_input_tokens") else as_count(given.get("input_tokens")),
-            None if given.get("estimated_output_tokens") else as_count(given.get("output_tokens")),
-            as_count(given.get("cache_read_tokens", 0)),
-            as_count(given.get("output_reasoning_tokens", 0)),
-            counted_beside(usage),
-            tuple((name, count) for name, value in details.items() if (count := as_count(value)) is not None),
-            as_price(usage.cost),
-        )
+    # What a wrapper of ours inside this one has estimated was not reported.
+    output = None if given.get("estimated_output_tokens") else as_count(given.get("output_tokens"))
+    reasoning = as_count(given.get("output_reasoning_tokens"))
+    return Reported(
+        None if given.get("estimated_input_tokens") else as_count(given.get("input_tokens")),
+        output,
+        as_count(given.get("cache_read_tokens", 0)),
+        reasoning,
+        # pydantic-ai adds what it knows to be beside, but keeps no total that would show it of an unknown host.
+        reasoning if output is not None and reasoning is not None and reasoning > output else 0,
+        counted_beside(usage),
+        tuple((name, count) for name, value in details.items() if (count := as_count(value)) is not None),
+        as_price(usage.cost),
     )
 
 
@@ -91,16 +95,35 @@ def from_wire(usage: object) -> Reported:
     audio = {"input_audio_tokens": field_of(inputs, "audio_tokens")}
     audio["output_audio_tokens"] = field_of(outputs, "audio_tokens")
     reasoning = as_count(field_of(outputs, "reasoning_tokens"))
-    return _consistent(
-        Reported(
-            _first(usage, "prompt_tokens", "input_tokens"),
-            _first(usage, "completion_tokens", "output_tokens"),
-            as_count(field_of(inputs, "cached_tokens")) or _first(usage, "prompt_cache_hit_tokens") or 0,
-            reasoning or 0,
-            amounts(audio.items()),
-            () if reasoning is None else (("reasoning_tokens", reasoning),),
-        )
+    asked = _first(usage, "prompt_tokens", "input_tokens")
+    output, beside = _with_reasoning(
+        asked, _first(usage, "completion_tokens", "output_tokens"), reasoning, as_count(field_of(usage, "total_tokens"))
     )
+    return Reported(
+        asked,
+        output,
+        as_count(field_of(inputs, "cached_tokens")) or _first(usage, "prompt_cache_hit_tokens") or 0,
+        reasoning,
+        beside,
+        amounts(audio.items()),
+        () if reasoning is None else (("reasoning_tokens", reasoning),),
+    )
+
+
+def _with_reasoning(
+    asked: int | None, output: int | None, reasoning: int | None, total: int | None
+) -> tuple[int | None, int]:
+    """The output with its reasoning, and the reasoning that may or may not be in it already.
+
+    The total shows it: xAI and some gateways report reasoning beside the answer's tokens, others inside them, and some
+    count more of it than of the whole answer.
+    """
+    if output is None or not reasoning:
+        return output, 0
+    if total is not None and total == (asked or 0) + output + reasoning:
+        return output + reasoning, 0
+    inside = reasoning <= output or total == (asked or 0) + output
+    return output, 0 if inside else reasoning
 
 
 def field_of(value: object, name: str) -> Any:
@@ -116,10 +139,3 @@ def field_of(value: object, name: str) -> Any:
 
 def _first(usage: object, *names: str) -> int | None:
     return next((count for name in names if (count := as_count(field_of(usage, name))) is not None), None)
-
-
-def _consistent(reported: Reported) -> Reported:
-    """Reasoning as a part of the output: xAI reports it beside the answer's tokens, as its total shows."""
-    if reported.output is not None and reported.reasoning and reported.reasoning > reported.output:
-        return replace(reported, output=reported.output + reported.reasoning)
-    return reported

@@ -201,15 +201,13 @@ def _prompt(messages: Sequence[Message], tools: Any, system: Any, params: Mappin
 
 
 def _turns(message: Message, names: dict[str, str], unseen: list[str]) -> Iterator[Turn]:
-    called = False
     for block in message["content"]:
         if "text" in block:
             yield Turn(message["role"], block["text"])
         elif "toolUse" in block:
             use = block["toolUse"]
             names[use["toolUseId"]] = use["name"]
-            yield Turn("call", json.dumps(use["input"]), use["name"], follows=called)
-            called = True
+            yield Turn("call", json.dumps(use["input"]), use["name"])
         elif "toolResult" in block:
             result = block["toolResult"]
             texts = [part["text"] if "text" in part else json.dumps(part.get("json")) for part in result["content"]]
