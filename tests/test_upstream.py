@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import logging
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -18,15 +19,20 @@ import pytest
 from openai import _streaming
 from pydantic_ai import CallToolsNode, ModelRequestNode, RunContext
 from pydantic_ai._cancel import RunCancellation
-from pydantic_ai.messages import ModelRequest, ModelResponse
-from pydantic_ai.models import CompletedStreamedResponse, ModelRequestParameters
+from pydantic_ai.messages import ModelRequest, ModelResponse, TextPart
+from pydantic_ai.models import CompletedStreamedResponse, ModelRequestParameters, _continuation
 from pydantic_ai.models.test import TestModel
 from pydantic_ai.usage import RequestUsage, RunUsage
 
 from cancelstream import _upstream
 from cancelstream._upstream import openai as upstream_openai
 from cancelstream._upstream.anyio import is_from_scope
-from cancelstream._upstream.pydantic_ai import keep_last_total, next_request_of, was_cancelled_by_its_own_handle
+from cancelstream._upstream.pydantic_ai import (
+    continued,
+    keep_last_total,
+    next_request_of,
+    was_cancelled_by_its_own_handle,
+)
 from cancelstream._upstream.uvicorn import abort_connection, server_stopping
 
 
@@ -170,3 +176,20 @@ class TestUvicorn:
                 return self.receive
 
         assert not abort_connection(Around().receive)
+
+
+class TestPydanticAIsParts:
+    def test_the_parts_of_an_answer_are_merged(self) -> None:
+        """`continued` merges as pydantic-ai does: parts of another response are added, those of the same replaced."""
+        earlier = ModelResponse(parts=[TextPart("some ")], provider_response_id="1", state="suspended")
+        later = ModelResponse(parts=[TextPart("words")], provider_response_id="2")
+        assert continued(earlier, later).parts == [*earlier.parts, *later.parts]
+        again = replace(later, provider_response_id="1")
+        assert continued(earlier, again).parts == again.parts
+
+    def test_without_it_the_latest_part_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An upgrade that has removed `merge_responses` costs the earlier parts of a cut answer, and no more."""
+        monkeypatch.setattr(_upstream, "_told", set[tuple[str, str]]())
+        monkeypatch.delattr(_continuation, "merge_responses")
+        later = ModelResponse(parts=[TextPart("words")])
+        assert continued(ModelResponse(parts=[TextPart("some ")]), later) is later

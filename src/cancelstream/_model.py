@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, cast, get_args
 
+import anyio
 from opentelemetry import trace
 from pydantic_ai import RunContext, UserPromptNode
 from pydantic_ai.capabilities import AbstractCapability, WrapRunHandler, WrapToolExecuteHandler
@@ -41,7 +42,7 @@ from pydantic_ai.tools import ToolDefinition
 
 from ._counting import Api, family_of
 from ._history import HistoryPolicy, apply_policy, mark_interrupted
-from ._response import CancellableStreamedResponse
+from ._response import LEAVE_TIMEOUT, CancellableStreamedResponse
 from ._run_state import RunState, current_run_state, inside
 from ._usage import Meter, ResponseUsage, prepare
 
@@ -60,6 +61,7 @@ class CancellableModel(WrapperModel):
     def __init__(self, wrapped: Model | KnownModelName | str) -> None:
         super().__init__(wrapped)
         self.state: RunState | None = None
+        self._cancelled_jobs: set[str] = set()
         prepare(_asked_of(self.wrapped).name)
 
     @asynccontextmanager
@@ -91,7 +93,7 @@ class CancellableModel(WrapperModel):
             ),
             parameters=model_request_parameters,
         )
-        state.stream_made(stream)
+        state.stream_made(stream, messages)
         try:
             yield stream
         except BaseException as error:
@@ -101,6 +103,23 @@ class CancellableModel(WrapperModel):
             await stream.leave(state.leave_reason(None))
         finally:
             _describe(stream.usage)
+            if (cancelled := stream.cancelled_job()) is not None:
+                # pydantic-ai does this for a stream that it cancels itself, and not for one that ends in its hands.
+                with anyio.move_on_after(LEAVE_TIMEOUT, shield=True), suppress(Exception):
+                    await self.cancel_suspended_response(cancelled)
+
+    async def cancel_suspended_response(self, response: ModelResponse) -> None:
+        """Cancel the job behind a response on the server, once; a run that was just left leaves its job.
+
+        Args:
+            response: What arrived of the job's answer.
+        """
+        job = response.provider_response_id
+        if (self.state is not None and self.state.is_just_left) or job in self._cancelled_jobs:
+            return
+        if job is not None:
+            self._cancelled_jobs.add(job)
+        await self.wrapped.cancel_suspended_response(response)
 
 
 @dataclass(frozen=True)

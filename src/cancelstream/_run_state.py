@@ -20,7 +20,7 @@ from pydantic_ai.messages import ModelMessage, ModelRequest, ModelRequestPart, M
 
 from ._history import CUT_STATES, lacks_results, mark_interrupted
 from ._response import CancellableStreamedResponse
-from ._upstream.pydantic_ai import next_request_of, was_cancelled_by_its_own_handle
+from ._upstream.pydantic_ai import continued, next_request_of, was_cancelled_by_its_own_handle
 from ._usage import ResponseUsage
 
 __all__ = ("RunState", "current_run_state", "inside", "is_inside", "provide_run_state")
@@ -50,6 +50,10 @@ class RunState:
         """Called when the run has a context, before anything else of it happens."""
         self._asked_at = 0
         """Where the response of the last stream has its place among the messages."""
+        self._continues: ModelResponse | None = None
+        """The earlier parts of the answer that the last stream goes on with."""
+        self.left_by_error = False
+        """Whether an error has left the run's block, which ends a job of the provider's, as it does in pydantic-ai."""
         self.left_as: str | None = None
         """Why the run was left before its end, once it was."""
         self.taken = False
@@ -74,9 +78,11 @@ class RunState:
         self.node = node
         self.messages = context.messages
 
-    def stream_made(self, stream: CancellableStreamedResponse) -> None:
-        """A stream was made; it is the open one until the next."""
+    def stream_made(self, stream: CancellableStreamedResponse, messages: Sequence[ModelMessage]) -> None:
+        """A stream was made for a request with these messages; it is the open one until the next."""
         self.stream = stream
+        last = messages[-1] if messages else None
+        self._continues = last if isinstance(last, ModelResponse) and last.state == "suspended" else None
         self.usages.append(stream.usage)
         self._asked_at = len(self.messages or ())
         if self.on_stream is not None:
@@ -118,6 +124,16 @@ class RunState:
             return "task_cancelled"
         return "left"
 
+    @property
+    def is_just_left(self) -> bool:
+        """Whether the run was left by `break` or at the end of its block, and nothing has asked for a stop."""
+        return self.left_as == "left" and not self.left_by_error
+
+    @property
+    def leaves_job(self) -> bool:
+        """Whether the run was just left while its provider works on a job: the job goes on."""
+        return self.is_just_left and self.stream is not None and self.stream.is_job
+
     # --- how the messages of a run end that did not come to its end --------------------------------------------
 
     def with_ending(self, messages: Sequence[ModelMessage], reason: str | None, *, new: int) -> list[ModelMessage]:
@@ -128,6 +144,7 @@ class RunState:
         3. If the run was cut, and did not fail: a whole response without tool calls was cut in the work behind it, so
            it is marked itself.
         4. The same: a request that was not answered gets an empty response, marked as cut.
+        5. The answer of a job that was left can be resumed; that of a job that was cancelled is cut.
 
         Nothing is added to the history of a run that had not begun.
 
@@ -145,7 +162,9 @@ class RunState:
         elif not new:
             return told
         last = told[-1]
-        if reason is not None and is_cut(last) and isinstance(last, ModelResponse):
+        if self.leaves_job and isinstance(last, ModelResponse):
+            told[-1] = replace(last, state="suspended")
+        elif reason is not None and isinstance(last, ModelResponse) and (is_cut(last) or last.state == "suspended"):
             told[-1] = mark_interrupted(last, reason=reason)
         elif lacks_results(told):
             told.append(self._cut_request(last))
@@ -178,6 +197,8 @@ class RunState:
         if any(map(stream.has_made, messages)):
             return None
         response = stream.get()
+        if self._continues is not None:
+            response = continued(self._continues, response)
         recorded = messages[self._asked_at] if self._asked_at < len(messages) else None
         # Where the model is called elsewhere, pydantic-ai's own response may have nothing of what arrived there.
         if isinstance(recorded, ModelResponse) and (recorded.parts or not response.parts or not is_cut(recorded)):

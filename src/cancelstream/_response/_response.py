@@ -356,6 +356,16 @@ class CancellableStreamedResponse(StreamedResponse):
         return self.is_whole and (self._inner is None or self._inner.state != "incomplete")
 
     @property
+    def is_job(self) -> bool:
+        """Whether the answer is a job that the provider works on without this stream, and has not ended."""
+        return self._inner is not None and self._inner.state == "suspended"
+
+    def cancelled_job(self) -> ModelResponse | None:
+        """What arrived of a stream that was cancelled: with it its model cancels a job on the server, if it is one."""
+        stopped = self._life.state is State.INTERRUPTED and self._inner is not None and not self._pull.is_stranded
+        return self.get() if stopped else None
+
+    @property
     def failed(self) -> bool:
         """Whether the stream ended in an error."""
         return self._life.state is State.FAILED

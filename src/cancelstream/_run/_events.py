@@ -104,8 +104,8 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
         is_stranded = self._is_stranded()
         if not is_stranded and self._life.state is State.LIVE and self._is_over():
             await self._let_it_end()
-        self._leave(self._why_left(error))
-        if self._is_cut and self._state.stream is not None:
+        self._leave(self._why_left(error), error)
+        if self._is_cut and self._state.stream is not None and not self._state.leaves_job:
             self._state.stream.cancel(self.cancel_reason)
         self._over = True
         self._ready.clear()
@@ -204,7 +204,7 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
         if self._life.state in (State.COMPLETE, State.FAILED):
             return True
         stream = self._state.stream
-        if stream is None or not stream.is_whole or self._is_pulling or self._ready:
+        if stream is None or not stream.is_whole or stream.is_job or self._is_pulling or self._ready:
             return False
         if self._filter is not None and self._filter.holds:
             return False
@@ -219,7 +219,8 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
     async def _stop(self) -> None:
         try:
             stream, task = self._state.stream, self._task
-            if stream is not None:
+            # The stream of a job that is left is left by its run, in which it stays resumable.
+            if stream is not None and not self._state.leaves_job:
                 await stream.cancel(self.cancel_reason)
             if task is not None and not task.done():
                 match STOPS[self._moment()]:

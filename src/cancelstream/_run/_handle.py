@@ -198,9 +198,12 @@ class RunHandle(ABC):
         with anyio.move_on_after(LEAVE_TIMEOUT, shield=True):
             await self._state.end_tasks()
 
-    def _leave(self, reason: str) -> None:
-        """The run was left before its end; that a timeout was behind it may be known only later."""
-        if self._life.apply(Event.LEAVE, reason) or (self._life.state is State.LEFT and reason == "timeout"):
+    def _leave(self, reason: str, error: BaseException | None = None) -> None:
+        """The run was left before its end, by this error; that a timeout was behind it may be known only later."""
+        if self._life.apply(Event.LEAVE, reason):
+            self._state.left_by_error = error is not None and not isinstance(error, GeneratorExit)
+            self._state.left_as = reason
+        elif self._life.state is State.LEFT and reason == "timeout":
             self._state.left_as = reason
 
     def _lose_pull(self, error: asyncio.CancelledError) -> None:

@@ -140,7 +140,7 @@ class CancellableRun(RunHandle, RunMembers[OutputT], Generic[OutputT]):
         if result.is_complete:
             self._life.apply(Event.END)
         # Without an error the block was just left, whatever became of tasks that prefetched for it.
-        self._leave("left" if error is None else self._state.leave_reason(error))
+        self._leave("left" if error is None else self._state.leave_reason(error), error)
         if is_stranded:
             self._finished()
             return None
@@ -178,7 +178,7 @@ class CancellableRun(RunHandle, RunMembers[OutputT], Generic[OutputT]):
             return False
         if result.is_complete or _is_settled(result):
             return True
-        if stream is None or not stream.is_whole:
+        if stream is None or not stream.is_whole or stream.is_job:
             return False
         # The tools beside the answer, if it calls any, have not run.
         final = stream.final_result_event

@@ -6,17 +6,32 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pydantic_ai.models import _continuation
+
 from . import missing
 
 if TYPE_CHECKING:
     from pydantic_ai import CallToolsNode, RunContext
-    from pydantic_ai.messages import ModelRequest
+    from pydantic_ai.messages import ModelRequest, ModelResponse
     from pydantic_ai.models import StreamedResponse
     from pydantic_ai.usage import RequestUsage
 
-__all__ = ("keep_last_total", "next_request_of", "was_cancelled_by_its_own_handle")
+__all__ = ("continued", "keep_last_total", "next_request_of", "was_cancelled_by_its_own_handle")
 
 _GONE: Any = object()
+
+
+def continued(earlier: ModelResponse, response: ModelResponse) -> ModelResponse:
+    """A response in several parts: the earlier ones and the latest, merged as pydantic-ai merges them.
+
+    Without `merge_responses` it is the latest part alone.
+    """
+    merge = getattr(_continuation, "merge_responses", None)
+    if merge is None:
+        missing("pydantic-ai-slim", "merge_responses", "an answer in parts is kept without its earlier parts when cut")
+        return response
+    merged: ModelResponse = merge(earlier, response)
+    return merged
 
 
 def next_request_of(node: CallToolsNode[Any, Any]) -> ModelRequest | None:
