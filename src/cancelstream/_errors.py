@@ -12,12 +12,18 @@ A wrong argument is the caller's mistake and raises a plain `TypeError` or `Valu
 
 from __future__ import annotations
 
+from typing import Final
+
 __all__ = (
     "CancelStreamError",
     "CancellationUnsupported",
     "IncompleteHistoryError",
     "IncompleteOutputError",
+    "named",
 )
+
+_LONGEST_WORD: Final = 20
+"""Characters of a word that may have been meant for one of an option's; a longer one may be a secret."""
 
 
 class CancelStreamError(Exception):
@@ -88,3 +94,24 @@ class IncompleteOutputError(CancelStreamError):
 
 class CancellationUnsupported(CancelStreamError, NotImplementedError):
     """This stream cannot be stopped: nothing was changed, and it goes on."""
+
+
+def named(value: object) -> str:
+    """Return how an error names a wrong argument, in at most 80 characters and without a prompt or an answer.
+
+    A number, `None` and a short word are shown; of everything else the type is, and of a function its name. A wrong
+    argument is often the right one of another parameter, and errors end in logs.
+    """
+    if value is None or isinstance(value, bool | float | complex):
+        return repr(value)
+    if isinstance(value, int) and abs(value) < 10**20:
+        return repr(value)
+    if isinstance(value, str):
+        is_word = len(value) <= _LONGEST_WORD and value.isascii() and value.isidentifier()
+        return repr(value) if is_word else f"a str of {len(value)} characters"
+    if isinstance(value, type):
+        return f"the class {value.__name__[:60]}"
+    if isinstance(name := getattr(value, "__qualname__", None), str):
+        return f"the function {name[:60]}"
+    kind = type(value).__name__[:60]
+    return f"{'an' if kind[0] in 'AEIOUaeiou' else 'a'} {kind}"

@@ -29,6 +29,8 @@ from pydantic_ai.messages import (
 )
 from pydantic_ai.run import AgentRunResult
 
+from ._errors import named
+
 __all__ = ("FinalTurnFilter", "FinalTurnOnly", "TextRetracted")
 
 FinalTurnOnly: TypeAlias = Literal[False, True, "retract"]
@@ -74,7 +76,7 @@ class FinalTurnFilter:
 
     def __init__(self, mode: Literal[True, "retract"] = True) -> None:
         if mode is not True and mode != "retract":
-            raise ValueError(f"mode must be True or 'retract', not {mode!r}")
+            raise ValueError(f"mode must be True or 'retract', not {named(mode)}")
         self._retracting = mode == "retract"
         self._turn = 0
         self._in_turn = False  # whether anything of the turn has come

@@ -41,6 +41,7 @@ from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition
 
 from ._counting import Api, family_of
+from ._errors import named
 from ._history import HistoryPolicy, apply_policy, mark_interrupted
 from ._response import LEAVE_TIMEOUT, CancellableStreamedResponse
 from ._run_state import RunState, current_run_state, inside
@@ -188,7 +189,7 @@ class Cancellable(AbstractCapability[Any]):
 
     def __post_init__(self) -> None:
         if self.history not in (policies := get_args(HistoryPolicy)):
-            raise ValueError(f"history={self.history!r} is no policy: use one of {', '.join(map(repr, policies))}")
+            raise ValueError(f"history={named(self.history)} is no policy: use one of {', '.join(map(repr, policies))}")
         self._state: RunState | None = None
         self._agents_model: object = None
 

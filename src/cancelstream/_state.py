@@ -19,6 +19,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final
 
+from ._errors import named
+
 __all__ = ("ENDED", "REASON_LIMIT", "TRANSITIONS", "Event", "Life", "State", "checked_reason")
 
 REASON_LIMIT: Final = 200
@@ -36,7 +38,7 @@ def checked_reason(reason: str | None) -> str:
         return "cancelled"
     # A caller without a type checker may pass anything, often the exception or the request at hand.
     if not isinstance(reason, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"cancel() was given {reason!r} as its reason: pass a string, or nothing at all")
+        raise TypeError(f"cancel() was given {named(reason)} as its reason: pass a string, or nothing at all")
     if len(reason) > REASON_LIMIT:
         raise ValueError(
             f"cancel() was given a reason of {len(reason)} characters: pass at most {REASON_LIMIT}, "

@@ -28,9 +28,10 @@ from hashlib import blake2b
 from types import TracebackType
 from typing import Any, Final, Literal, Protocol, Self
 
+from ._errors import named
 from ._state import checked_reason
 
-__all__ = ("MemoryStopRegistry", "Registration", "StopOutcome", "StopRegistry", "Stopper", "keys")
+__all__ = ("MemoryStopRegistry", "Registration", "StopOutcome", "StopRegistry", "Stopper", "checked_seconds", "keys")
 
 logger = logging.getLogger("cancelstream")
 
@@ -155,9 +156,7 @@ class MemoryStopRegistry:
     """
 
     def __init__(self, *, ttl: float = 60.0) -> None:
-        if ttl <= 0:
-            raise ValueError(f"ttl is a time in seconds above 0, not {ttl!r}")
-        self._ttl = ttl
+        self._ttl = checked_seconds("ttl", ttl)
         self._live: dict[bytes, Registration] = {}
         self._early = _EarlyStops(ttl)
         self._draining: str | None = None
@@ -176,14 +175,14 @@ class MemoryStopRegistry:
             owner: Who may stop it: the authenticated user's id, not empty.
 
         Raises:
-            TypeError: `cancel` cannot be called that way, or `owner` is not a string.
+            TypeError: `cancel` cannot be called that way, or `stop_id` or `owner` is not a string.
             ValueError: `owner` is empty, or this owner has a live stream of this id.
         """
         if stop_id is None:
             stop_id = secrets.token_urlsafe(18)
         owner_key, key = keys(stop_id, owner)
         if key in self._live:
-            raise ValueError(f"stop_id {stop_id!r} is in use by a live stream: each stream needs an id of its own")
+            raise ValueError(f"stop_id {named(stop_id)} is in use by a live stream: each stream needs an id of its own")
         registration = Registration(stop_id, Stopper(cancel), partial(self._forget, key))
         self._live[key] = registration
         reason = self._early.take(owner_key, key) or self._draining
@@ -290,10 +289,21 @@ class _EarlyStops:
         return next(reversed(stops.values()))[0] <= now
 
 
+def checked_seconds(name: str, value: float) -> float:
+    """The time that was given for this argument, or an error that names it."""
+    if isinstance(value, bool) or not isinstance(value, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"{name} is a time in seconds, not {named(value)}")
+    if not value > 0:  # `nan` is not, either
+        raise ValueError(f"{name} is a time in seconds above 0, not {named(value)}")
+    return value
+
+
 def keys(stop_id: str, owner: str) -> tuple[bytes, bytes]:
     """The digests of the owner alone, and of the owner and the id."""
     if not isinstance(owner, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"owner is the authenticated user's id as a string, not {owner!r}")
+        raise TypeError(f"owner is the authenticated user's id as a string, not {named(owner)}")
+    if not isinstance(stop_id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"stop_id is the stream's id as a string, not {named(stop_id)}")
     if not owner:
         raise ValueError("owner is empty: a stream that anyone may stop is not supported, pass the user's id")
     owner_key = blake2b(owner.encode(errors="surrogatepass"), digest_size=8).digest()
@@ -306,6 +316,8 @@ def _takes_reason(cancel: Callable[..., object]) -> bool:
 
     Asked when the stream registers, because when the stop comes it is too late to say that it cannot be made.
     """
+    if not callable(cancel):
+        raise TypeError(f"cancel is a function that stops the stream, such as `run.cancel`, not {named(cancel)}")
     try:
         signature = inspect.signature(cancel)
     except ValueError:  # a builtin that does not tell its arguments
@@ -318,7 +330,7 @@ def _takes_reason(cancel: Callable[..., object]) -> bool:
         except TypeError:
             continue
         return bool(arguments)
-    raise TypeError(f"{cancel!r} can be called neither without arguments nor with reason=")
+    raise TypeError(f"{named(cancel)} can be called neither without arguments nor with reason=")
 
 
 async def _log_failure(cancelling: Coroutine[Any, Any, object]) -> None:

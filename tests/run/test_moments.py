@@ -635,7 +635,7 @@ async def test_entered_twice(scripted_server: StartServer, make_agent: MakeAgent
 
 def test_what_is_no_agent():
     """The error comes from the call that was wrong."""
-    with pytest.raises(TypeError, match="pydantic-ai Agent, not 'gpt-4o'"):
+    with pytest.raises(TypeError, match="pydantic-ai Agent, not a str"):
         run_stream("gpt-4o", "count")  # type: ignore[call-overload]
 
 

@@ -16,6 +16,7 @@ from pydantic_ai.messages import (
     ToolReturnPart,
 )
 
+from .._errors import named
 from .._record import with_record
 from ._guard import (
     CUT_STATES,
@@ -56,7 +57,7 @@ def apply_policy(
         IncompleteHistoryError: If the history is refused.
     """
     if policy not in get_args(HistoryPolicy):
-        raise ValueError(f"history must be 'refuse', 'salvage' or 'allow', not {policy!r}")
+        raise ValueError(f"history must be 'refuse', 'salvage' or 'allow', not {named(policy)}")
     history = checked(messages)
     if policy == "allow":
         return history
@@ -100,9 +101,9 @@ def salvage(
         TypeError: If this is not a list of pydantic-ai's messages.
     """
     if text not in get_args(TextFate):
-        raise ValueError(f"text must be 'keep', 'drop' or 'mark', not {text!r}")
+        raise ValueError(f"text must be 'keep', 'drop' or 'mark', not {named(text)}")
     if tool_calls not in get_args(CallFate):
-        raise ValueError(f"tool_calls must be 'drop' or 'close', not {tool_calls!r}")
+        raise ValueError(f"tool_calls must be 'drop' or 'close', not {named(tool_calls)}")
     return _salvaged(checked(messages), text, tool_calls, close_last=True)
 
 

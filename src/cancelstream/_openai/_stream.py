@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, cast
 import openai
 from jiter import from_json
 
+from .._errors import named
 from ._refused import is_adopted
 
 __all__ = ("Asked", "asked_of", "check_stream", "client_of")
@@ -86,7 +87,8 @@ def check_stream(stream: Any, kind: type[openai.AsyncStream[Any]] | type[openai.
     media = str(response.headers.get("content-type", "")).partition(";")[0].strip().lower()
     if media not in _EVENT_STREAMS:
         raise ValueError(
-            f"the response is {media!r} and no event stream: does this server stream, and was `stream=True` asked for?"
+            f"the response is {media[:80]!r} and no event stream: does this server stream, and was `stream=True` "
+            "asked for?"
         )
 
 
@@ -101,7 +103,7 @@ def asked_of(stream: Any, request: Mapping[str, Any] | None = None) -> Asked:
         TypeError: It is neither chat completions nor Responses, or `request` is no mapping.
     """
     if request is not None and not isinstance(request, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"request is the mapping of what `create()` was given, not {request!r}")
+        raise TypeError(f"request is the mapping of what `create()` was given, not {named(request)}")
     sent = stream.response.request
     if request is None:
         request = _body(sent)
@@ -117,7 +119,7 @@ def asked_of(stream: Any, request: Mapping[str, Any] | None = None) -> Asked:
     if base.endswith("/responses") and sent.method == "GET":
         return Asked("openai-responses", base.removesuffix("responses"), model, request, resumed=end)
     raise TypeError(
-        f"this stream answers {url.path!r}: only chat completions and Responses are understood. "
+        f"this stream answers {url.path[:80]!r}: only chat completions and Responses are understood. "
         "`PeekableAsyncStream` wraps any other asynchronous stream"
     )
 

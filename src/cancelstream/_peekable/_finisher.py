@@ -133,9 +133,9 @@ class Finisher:
                 await self._closing.run(awaitable)
         except asyncio.CancelledError:
             # The loop shuts down and cancels every task. It waits for them too, so the closing goes on.
-            _logger.debug("closing %r was cancelled", self._source)
-        except Exception:
-            _logger.debug("closing %r raised", self._source, exc_info=True)
+            _logger.debug("closing a %s was cancelled", type(self._source).__name__)
+        except Exception as error:  # noqa: BLE001
+            _logger.debug("closing a %s raised %s", type(self._source).__name__, type(error).__name__)
 
     async def _drain(self, iterator: AsyncIterator[Any]) -> None:
         self._pull.rearm()
@@ -147,7 +147,7 @@ class Finisher:
                     await asyncio.sleep(0)
         except (StopAsyncIteration, asyncio.CancelledError, Exception) as end:  # noqa: BLE001
             # Its response is closed, so it ends somehow: by an error, or interrupted where it would wait.
-            _logger.debug("drained %r: %r", self._source, end)
+            _logger.debug("drained a %s: %s", type(self._source).__name__, type(end).__name__)
             return
         self.lost = True
 

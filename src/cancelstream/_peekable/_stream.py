@@ -26,6 +26,7 @@ from typing import Any, Final, Generic, NoReturn, Self, TypeVar, cast
 import anyio
 
 from .._closing import DONE, Closing, Latch
+from .._errors import named
 from .._interrupt import DEADLINE, Pull
 from .._state import Event, Life, State
 from .._upstream import http
@@ -76,10 +77,10 @@ class PeekableAsyncStream(Generic[T]):
         if not hasattr(source, "__aiter__"):
             if hasattr(source, "__iter__"):
                 raise TypeError(
-                    f"{source!r} is a synchronous stream: use `cancelstream.sync.CancellableStream` for it, or "
+                    f"{named(source)} is a synchronous stream: use `cancelstream.sync.CancellableStream` for it, or "
                     "pass the stream of an asynchronous client (`AsyncOpenAI`)"
                 )
-            raise TypeError(f"{source!r} is not an asynchronous iterable: it has no `__aiter__`")
+            raise TypeError(f"{named(source)} is not an asynchronous iterable: it has no `__aiter__`")
         self.source = source
         self._late: list[T] = []
         """What was received and not handed out, because the stream was stopped first."""

@@ -156,7 +156,7 @@ async def _unwind(inner: StreamedResponse) -> None:
             pull.rearm()
             await pull.run(anext(events))
     except (StopAsyncIteration, Exception) as end:  # noqa: BLE001 - however it ends, it is over
-        _logger.debug("unwound %r: %r", inner, end)
+        _logger.debug("unwound a %s: %s", type(inner).__name__, type(end).__name__)
 
 
 async def aclose(iteration: Any) -> None:

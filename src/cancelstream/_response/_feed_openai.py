@@ -178,8 +178,8 @@ async def _cancel_job(stream: Any, response_id: str) -> None:
     client = _openai.client_of(stream)
     try:
         await client.responses.cancel(response_id, timeout=LEAVE_TIMEOUT)
-    except Exception:  # it may have ended meanwhile
-        _logger.debug("cancelling the background response %s raised", response_id, exc_info=True)
+    except Exception as error:  # noqa: BLE001 - it may have ended meanwhile
+        _logger.debug("cancelling the background response %s raised %s", response_id, type(error).__name__)
 
 
 def _as_it_is(chunk: Any) -> Any:

@@ -22,6 +22,7 @@ from pydantic_ai.messages import ModelResponseStreamEvent
 from pydantic_ai.models import ModelRequestParameters
 
 from .. import _openai
+from .._errors import named
 from .._openai import MORE, Ahead, Asked, Growing, Transcript, text_of
 from .._state import Event, Life, State
 from .._usage import Meter, ResponseUsage
@@ -292,7 +293,7 @@ def open_stream(create: Callable[..., Any], /, **kwargs: Any) -> CancellableStre
     if not callable(create):
         raise TypeError(
             f"open_stream takes the method itself, as in `open_stream(client.chat.completions.create, ...)`, "
-            f"not {create!r}; `CancellableStreamedResponse.from_openai` takes a stream"
+            f"not {named(create)}; `CancellableStreamedResponse.from_openai` takes a stream"
         )
     method, _ = _without_partials(create, {})
     if isinstance(getattr(getattr(method, "__self__", None), "_client", None), openai.OpenAI):
@@ -306,5 +307,5 @@ def open_stream(create: Callable[..., Any], /, **kwargs: Any) -> CancellableStre
             "`client.chat.completions.create` or `client.responses.create`, with the same arguments"
         )
     if kwargs.get("stream", True) is not True:
-        raise ValueError(f"open_stream always streams, and was given stream={kwargs['stream']!r}: leave it out")
+        raise ValueError(f"open_stream always streams, and was given stream={named(kwargs['stream'])}: leave it out")
     return OpenAIResponse.opening_by(create, kwargs)

@@ -35,7 +35,7 @@ from pydantic_ai.usage import RequestUsage
 
 from .._closing import Closing
 from .._counting import Api
-from .._errors import CancellationUnsupported
+from .._errors import CancellationUnsupported, named
 from .._history import mark_interrupted
 from .._openai import Growing, text_of
 from .._peekable import PeekableAsyncStream
@@ -112,7 +112,7 @@ class CancellableStreamedResponse(StreamedResponse):
         # Python does not check what a caller without a type checker passes, most likely a raw openai stream.
         if not isinstance(inner, StreamedResponse):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(
-                f"CancellableStreamedResponse was given {inner!r}: pass a pydantic-ai StreamedResponse, or use "
+                f"CancellableStreamedResponse was given {named(inner)}: pass a pydantic-ai StreamedResponse, or use "
                 "CancellableStreamedResponse.from_openai(stream) for openai's AsyncStream and PeekableAsyncStream "
                 "for any other async iterable"
             )

@@ -31,6 +31,7 @@ from pydantic_ai.messages import AgentStreamEvent, UserContent
 from pydantic_ai.output import OutputSpec
 from pydantic_ai.usage import RunUsage
 
+from .._errors import named
 from .._final_turn import FinalTurnFilter, FinalTurnOnly, TextRetracted
 from .._interrupt import DEADLINE, Interrupted, Interruptible
 from .._response import LEAVE_TIMEOUT
@@ -69,7 +70,7 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
         if "event_stream_handler" in kwargs:
             raise TypeError("run_stream_events() gives the events itself: it takes no event_stream_handler")
         if final_turn_only not in (False, True, "retract"):
-            raise ValueError(f"final_turn_only must be False, True or 'retract', not {final_turn_only!r}")
+            raise ValueError(f"final_turn_only must be False, True or 'retract', not {named(final_turn_only)}")
         self._final_turn_only: FinalTurnOnly = final_turn_only
         self._filter = None if final_turn_only is False else FinalTurnFilter(final_turn_only)
         self._step = 0

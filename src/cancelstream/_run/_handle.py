@@ -26,6 +26,7 @@ from pydantic_ai.messages import ModelResponse
 from pydantic_ai.usage import RunUsage
 
 from .._closing import DONE, Closing, Latch
+from .._errors import named
 from .._history import apply_policy, mark_interrupted
 from .._model import Cancellable
 from .._response import LEAVE_TIMEOUT
@@ -64,7 +65,7 @@ class RunHandle(ABC):
     def __init__(self, agent: AbstractAgent[Any, Any], user_prompt: Any, kwargs: dict[str, Any]) -> None:
         # Neither is checked by Python, and both would fail far from the call that was wrong.
         if not isinstance(agent, AbstractAgent):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"the first argument is a pydantic-ai Agent, not {agent!r}")
+            raise TypeError(f"the first argument is a pydantic-ai Agent, not {named(agent)}")
         conversation = kwargs.get("conversation")
         given = kwargs.get("message_history") if conversation is None else conversation.messages
         self._history = apply_policy(given or [], "allow")

@@ -14,7 +14,7 @@ from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import RedisError
 
 from .._state import REASON_LIMIT, checked_reason
-from .._stops import MemoryStopRegistry, Registration, StopOutcome, keys
+from .._stops import MemoryStopRegistry, Registration, StopOutcome, checked_seconds, keys
 from ._client import Client, follower_of, takes_bytes, writer_of
 from ._follow import Follower
 from ._write import write
@@ -55,12 +55,10 @@ class RedisStopRegistry(MemoryStopRegistry):
         stop_timeout: float = 1.5,
     ) -> None:
         super().__init__(ttl=ttl)
-        if stop_timeout <= 0:
-            raise ValueError(f"stop_timeout is a time in seconds above 0, not {stop_timeout!r}")
         self._make_follower = _maker(follower)
         self._make_writer = _maker(writer)
         self._key = f"{prefix}:stops:v1"
-        self._stop_timeout = stop_timeout
+        self._stop_timeout = checked_seconds("stop_timeout", stop_timeout)
         self._clients: list[Client] = []
         self._follower: Follower | None = None
         self._writer: tuple[asyncio.AbstractEventLoop, Client] | None = None
@@ -96,7 +94,8 @@ class RedisStopRegistry(MemoryStopRegistry):
         if self._follower is None:
             raise RuntimeError(
                 "this RedisStopRegistry was not entered, so it would not hear of stops: use `async with registry`, or "
-                "`lifespan=lifespan(registry)` in the application"
+                "`lifespan=lifespan(registry)` in the application; in a blocking worker, such as Celery's, give the "
+                "task a coroutine that does so: `asyncio.run(answer(...))`, as the guide's page on hosts has it"
             )
         return super().register(stop_id, cancel, owner=owner)
 

@@ -24,6 +24,7 @@ from pydantic_ai.messages import ModelResponse
 from pydantic_ai.run import AgentRunResultEvent
 from pydantic_ai.ui import UIAdapter, UIEventStream
 
+from .._errors import named
 from .._run import CancellableRunEvents, run_stream_events
 from .._state import checked_reason
 from .._usage import StreamUsage
@@ -61,7 +62,7 @@ class AdapterEncoder(EventEncoder):
         """
         if not isinstance(result, CancellableRunEvents | AdapterRun):
             raise TypeError(
-                f"a UI adapter needs events: stream run_adapter(...) or run_stream_events(...), not {result!r}"
+                f"a UI adapter needs events: stream run_adapter(...) or run_stream_events(...), not {named(result)}"
             )
         self._result = result
         events: AsyncIterator[Any] = aiter(cast("Any", result))

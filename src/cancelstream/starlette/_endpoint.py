@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from .._errors import named
 from .._stops import StopRegistry
 
 __all__ = ("stop_endpoint",)
@@ -46,7 +47,7 @@ def stop_endpoint(registry: StopRegistry, *, owner: Owner) -> Callable[[Request]
         asked = owner(request)
         who = await asked if inspect.isawaitable(asked) else asked
         if not who:
-            logger.warning("the owner of a stop request is %r, so nothing was stopped: owner= has to give a user", who)
+            logger.warning("nothing was stopped: owner= has to give a user, and gave %s for a stop request", named(who))
             return JSONResponse({"detail": "not authenticated"}, 403)
         if await registry.stop(request.path_params["stop_id"], owner=who) == "unavailable":
             return JSONResponse({"status": "unknown"}, 503, {"retry-after": "1"})

@@ -24,6 +24,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from .._errors import named
 from .._response import CancellableStreamedResponse
 from .._stops import StopRegistry, keys
 from .._upstream.uvicorn import abort_connection
@@ -95,7 +96,7 @@ class CancellableEventResponse(Response):
     ) -> None:
         _check_factory(factory)
         if on_disconnect not in ("cancel", "continue"):
-            raise ValueError(f"on_disconnect is 'cancel' or 'continue', not {on_disconnect!r}")
+            raise ValueError(f"on_disconnect is 'cancel' or 'continue', not {named(on_disconnect)}")
         self.stop_id: str | None = None
         if registry is not None:
             self.stop_id = secrets.token_urlsafe(18)
@@ -211,7 +212,7 @@ def _encoder(encode: EventEncoder | UIAdapter[Any, Any, Any, Any, Any] | None) -
     if isinstance(encode, EventEncoder):
         return encode
     if not hasattr(encode, "build_event_stream"):
-        raise TypeError(f"encode= is an EventEncoder or a pydantic-ai UIAdapter, not {encode!r}")
+        raise TypeError(f"encode= is an EventEncoder or a pydantic-ai UIAdapter, not {named(encode)}")
     from ._adapter import AdapterEncoder  # most applications never need what it imports
 
     return AdapterEncoder(encode)

@@ -219,8 +219,9 @@ class AgentRun:
                     await step()
                 except asyncio.CancelledError as error:
                     theirs = error
-                except Exception:
-                    _logger.debug("finishing a run of %r raised", self._agent, exc_info=True)
+                except Exception as error:  # noqa: BLE001
+                    names = (type(self._agent).__name__, type(error).__name__)
+                    _logger.debug("finishing a run of a strands %s raised %s", *names)
         if self._deadline is not None:
             self._deadline.cancel()
         self.invocation.is_over = True

@@ -19,6 +19,7 @@ from strands.agent import AgentResult
 from strands.multiagent.base import MultiAgentBase
 
 from .._closing import Closing
+from .._errors import named
 from .._final_turn import FinalTurnFilter, FinalTurnOnly, TextRetracted
 from .._run._text import texts_of
 from .._state import Event, State
@@ -38,9 +39,9 @@ class CancellableAgentStream:
 
     def __init__(self, agent: Any, prompt: Any, final_turn_only: FinalTurnOnly, kwargs: dict[str, Any]) -> None:
         if final_turn_only not in (False, True, "retract"):
-            raise ValueError(f"final_turn_only must be False, True or 'retract', not {final_turn_only!r}")
+            raise ValueError(f"final_turn_only must be False, True or 'retract', not {named(final_turn_only)}")
         if not isinstance(agent, Agent | MultiAgentBase):
-            raise TypeError(f"the first argument is a strands Agent, Graph or Swarm, not {agent!r}")
+            raise TypeError(f"the first argument is a strands Agent, Graph or Swarm, not {named(agent)}")
         if final_turn_only and not isinstance(agent, Agent):
             raise ValueError(
                 f"final_turn_only is for one agent: a {type(agent).__name__} passes on the events of several, and only "

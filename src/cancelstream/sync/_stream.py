@@ -363,7 +363,7 @@ class CancellableStream(Generic[ChunkT]):
                         late += self._events.rest() if chunk is MORE else [chunk]
                     lost = True
                 except (StopIteration, Exception) as end:  # noqa: BLE001
-                    _logger.debug("%d chunks had arrived: %r", len(late), end)
+                    _logger.debug("%d chunks had arrived: %s", len(late), type(end).__name__)
             self._meter.late(late)
             if lost and not whole:
                 self._meter.lost()
@@ -372,8 +372,8 @@ class CancellableStream(Generic[ChunkT]):
         client = _openai.client_of(self._stream)
         try:
             client.responses.cancel(response_id, timeout=LEAVE_TIMEOUT)
-        except Exception:  # it may have ended meanwhile
-            _logger.debug("cancelling the background response %s raised", response_id, exc_info=True)
+        except Exception as error:  # noqa: BLE001 - it may have ended meanwhile
+            _logger.debug("cancelling the background response %s raised %s", response_id, type(error).__name__)
 
     # --- what it was ------------------------------------------------------------------------------------------
 
