@@ -18,7 +18,8 @@ SRC = Path(cancelstream.__file__).parents[1]
 
 # Read downwards: a room imports only rooms from an earlier row, or its own parts.
 ROWS = [
-    {"_errors", "_state", "_closing", "_record", "_upstream"},
+    {"_errors"},
+    {"_state", "_closing", "_record", "_upstream"},
     {"_interrupt", "_stops"},
     {"_peekable"},
     {"_tokens"},
