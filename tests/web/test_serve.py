@@ -160,7 +160,9 @@ def test_it_serves_a_real_model_and_several_workers(started: list[dict[str, Any]
     ("wrong", "told"),
     [
         ({"model": "no-such-provider:model"}, "no-such-provider"),
-        ({"redis": "redis://127.0.0.1:{port}"}, "does not answer"),
+        ({"redis": "redis://me:secret@127.0.0.1:{port}/0?password=secret"}, "the Redis at 127.0.0.1:"),
+        ({"redis": "redis://:secret:secret@127.0.0.1:{port}x"}, "--redis takes redis://"),
+        ({"redis": "unix://me:secret@/no/such.sock"}, "the Redis at /no/such.sock does not answer"),
     ],
 )
 def test_it_says_what_is_missing(
@@ -174,6 +176,7 @@ def test_it_says_what_is_missing(
     assert started == []
     error = capsys.readouterr().err
     assert told in error
+    assert "secret" not in error
     assert error.count("\n") == 1
 
 

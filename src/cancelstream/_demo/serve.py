@@ -13,7 +13,7 @@ import socket
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 from pydantic_ai import Agent
@@ -120,8 +120,17 @@ def _check_redis(url: str | None) -> None:
         from redis import Redis, RedisError
     except ImportError:
         raise ImportError("--redis needs redis: pip install 'cancelstream[redis]'") from None
-    with Redis.from_url(url, socket_connect_timeout=2) as client:  # pyright: ignore[reportUnknownMemberType]
+    try:
+        client = Redis.from_url(url, socket_connect_timeout=2)  # pyright: ignore[reportUnknownMemberType]
+    except ValueError:
+        # Neither the URL nor redis-py's error, which may quote a part of it: it may hold a password.
+        raise ValueError(
+            "--redis takes redis://, rediss:// or unix://, as in redis://user:password@host:6379/0"
+        ) from None
+    with client:
         try:
             client.ping()  # pyright: ignore[reportUnknownMemberType]
         except RedisError as error:
-            raise ValueError(f"the Redis at {url} does not answer: {error}") from None
+            told: dict[str, Any] = client.connection_pool.connection_kwargs
+            where = told.get("path") or f"{told.get('host', 'localhost')}:{told.get('port', 6379)}"
+            raise ValueError(f"the Redis at {where} does not answer: {error}") from None
