@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-__all__ = ("STAND_IN", "VOCABULARIES", "Tokenizer", "approximate", "load", "preload", "tokenizer")
+__all__ = ("STAND_IN", "VOCABULARIES", "Tokenizer", "approximate", "load", "preload", "tokenizer", "well_formed")
 
 Tokenizer = Callable[[str], int]
 """Says how many tokens a text is; a special token spelled out in it is ordinary text."""
@@ -139,6 +139,19 @@ _WEIGH: Final[dict[str, Callable[[int], float]]] = {
 """Tokens of a piece by its length, rounded from a least-squares fit to o200k."""
 
 
+def well_formed(text: str) -> str:
+    """The text with the two halves of a character put together, where they came apart, and a mark for a lone half.
+
+    A server may cut a character that takes two escapes in JSON in two deltas. Each half is a surrogate, which is no
+    text: nothing can encode it.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
 def _from_splintr(name: str) -> Tokenizer | None:
     try:
         from splintr import Tokenizer as Splintr  # pyright: ignore
@@ -146,7 +159,7 @@ def _from_splintr(name: str) -> Tokenizer | None:
         encode = Splintr.from_pretrained(name).encode_ordinary
     except Exception:  # noqa: BLE001 - not installed, or of a version that has changed: there are other ways to count
         return None
-    return lambda text: len(encode(text))
+    return lambda text: len(encode(well_formed(text)))
 
 
 def _from_tiktoken(name: str) -> Tokenizer | None:
@@ -158,7 +171,7 @@ def _from_tiktoken(name: str) -> Tokenizer | None:
         encode = get_encoding(name).encode_ordinary
     except Exception:  # noqa: BLE001 - as above
         return None
-    return lambda text: len(encode(text))
+    return lambda text: len(encode(well_formed(text)))
 
 
 def _is_on_disk(name: str) -> bool:

@@ -165,7 +165,7 @@ def _hides(seen: Delivered, family: Family, asked: bool | None) -> bool:
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -174,7 +174,7 @@ def _arguments(text: str) -> int:
     """How many arguments a call has; those of a call that was cut are counted by their colons."""
     try:
         arguments = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text.count('":')
     return len(cast("Mapping[str, object]", arguments)) if isinstance(arguments, Mapping) else 1
 
@@ -185,7 +185,7 @@ def _documents(text: str) -> int:
     while (position := len(text) - len(text[position:].lstrip())) < len(text):
         try:
             _, position = decoder.raw_decode(text, position)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         found += 1
     return max(1, found)

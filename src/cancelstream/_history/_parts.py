@@ -117,7 +117,7 @@ def _ran_on_the_server(response: ModelResponse) -> set[str]:
 
 def _is_kept_by_id(response: ModelResponse) -> bool:
     """Whether the API that sent the response looks answers up by id, as OpenAI's Responses API does."""
-    return (response.provider_response_id or "").startswith("resp") or any(
+    return str(response.provider_response_id).startswith("resp") or any(
         part.id for part in response.parts if isinstance(part, TextPart | ToolCallPart)
     )
 

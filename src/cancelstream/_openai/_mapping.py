@@ -15,12 +15,15 @@ import types
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any, Final, Self, cast
 
 from openai.types import responses
 from pydantic_ai.messages import ModelResponse, ModelResponseStreamEvent
 from pydantic_ai.models import ModelRequestParameters, StreamedResponse
 from pydantic_ai.models.openai import OpenAIResponsesStreamedResponse, OpenAIStreamedResponse
+
+from .._tokens import well_formed
 
 __all__ = ("Mapping",)
 
@@ -171,11 +174,19 @@ class _Responses(OpenAIResponsesStreamedResponse):
 
 
 def _with_details(response: ModelResponse, **details: Any) -> ModelResponse:
-    """Add what pydantic-ai adds when a stream has ended, for one that was cut."""
+    """Add what pydantic-ai adds when a stream has ended, for one that was cut; and make its text well-formed."""
+    response.parts = [_well_formed(part) for part in response.parts]
     kept = {name: value for name, value in details.items() if value}
     if kept:
         response.provider_details = {**(response.provider_details or {}), **kept}
     return response
+
+
+def _well_formed(part: Any) -> Any:
+    """The part with texts that can be stored and sent; itself, if they are so already."""
+    texts = {name: text for name, text in vars(part).items() if isinstance(text, str)}
+    changed = {name: whole for name, text in texts.items() if (whole := well_formed(text)) is not text}
+    return replace(part, **changed) if changed else part
 
 
 def _provider(url: str) -> str:

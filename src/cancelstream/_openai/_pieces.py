@@ -64,6 +64,10 @@ class Grammar(Protocol):
         """A copy of a chunk, an SDK object, with `text` in place of its piece; `last` is the chunk it ends with."""
         ...
 
+    def is_readable(self, chunk: object) -> bool:
+        """Whether pydantic-ai could make a message of it; the SDK hands out what no API of this kind sends, too."""
+        ...
+
     def ends(self, chunk: object) -> Iterator[tuple[object, bool | None]]:
         """The choices that a chunk is about, and for each whether the provider says in it how the choice ended.
 
@@ -119,12 +123,16 @@ class _Chat:
         delta = choice.delta.model_copy(update={piece.name: value})
         return chunk.model_copy(update={"choices": [choice.model_copy(update={"delta": delta})]})
 
+    def is_readable(self, chunk: object) -> bool:
+        return True
+
     def ends(self, chunk: object) -> Iterator[tuple[object, bool | None]]:
         choices: Any = fields_of(chunk).get("choices")
         for choice in choices if choices.__class__ is list else ():
             if not (fields := fields_of(choice)):
                 continue  # what is no object is no choice
             index = fields.get("index") or 0
+            index = index if isinstance(index, int) else repr(index)
             delta = _all_fields(fields.get("delta"))
             if fields.get("finish_reason"):
                 yield index, True
@@ -206,6 +214,10 @@ class _Responses:
     def joined(self, chunk: Any, piece: Piece, text: str, last: object) -> Any:
         # A background response is taken up again after the last number that was seen.
         return chunk.model_copy(update={"delta": text, "sequence_number": fields_of(last).get("sequence_number")})
+
+    def is_readable(self, chunk: object) -> bool:
+        # A delta that is no text would be a part of a text.
+        return isinstance(fields_of(chunk).get("delta"), str | None)
 
     def ends(self, chunk: object) -> Iterator[tuple[object, bool | None]]:
         yield 0, True if fields_of(chunk).get("type") in _ENDS else None

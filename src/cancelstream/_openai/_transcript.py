@@ -141,6 +141,9 @@ class Transcript:
         if mine and not any(mine) and fields_of(chunk).get("usage") is None:
             self._meter.feed_chunk(chunk)
             return
+        if not self._grammar.is_readable(chunk):
+            self._meter.lost()  # something came, and there is no saying how much it was
+            return
         count = self._meter.feed_first(chunk)
         own = self.built(chunk) if own is None else own
         if not all(mine):

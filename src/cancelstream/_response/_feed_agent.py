@@ -15,13 +15,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, Final, cast
 
-from pydantic_ai.messages import ModelResponse
+from pydantic_ai.messages import ModelResponse, TextPart
 from pydantic_ai.models import StreamedResponse
 
 from .._interrupt import Pull
 from .._state import Life, State
 from .._upstream.pydantic_ai import keep_last_total
-from .._usage import Meter
+from .._usage import Meter, attempt
 from ._direct import read_directly
 
 __all__ = ("LEAVE_TIMEOUT", "AgentFeed", "Opener", "aclose")
@@ -116,7 +116,18 @@ class AgentFeed:
         # A whole response stays the inner stream's: leaving its context may add to it, such as the model that a
         # `FallbackModel` goes on with.
         if self.kept is None and self.inner is not None and self._life.state is not State.COMPLETE:
-            self.kept = self.inner.get()
+            self.kept = attempt(self.inner.get, None) or self._text_alone(self.inner)
+
+    def _text_alone(self, inner: StreamedResponse) -> ModelResponse:
+        """The text that arrived, where pydantic-ai cannot make a message of what did."""
+        return ModelResponse(
+            parts=[TextPart(self._meter.text)],
+            model_name=inner.model_name,
+            provider_name=inner.provider_name,
+            provider_url=inner.provider_url,
+            timestamp=inner.timestamp,
+            state="incomplete",
+        )
 
     async def close(self) -> None:
         """Close the stream, and then its iteration: the two refer to each other."""

@@ -40,7 +40,7 @@ from .._history import mark_interrupted
 from .._openai import Growing, text_of
 from .._peekable import PeekableAsyncStream
 from .._state import Event, Life, State, checked_reason
-from .._usage import Meter, Reported, ResponseUsage
+from .._usage import Meter, Reported, ResponseUsage, attempt
 from ._feed_agent import LEAVE_TIMEOUT, AgentFeed, Opener
 from ._iteration import Events
 
@@ -424,7 +424,7 @@ class CancellableStreamedResponse(StreamedResponse):
         if self._pull._lost and not self.is_whole:  # pyright: ignore[reportPrivateUsage]
             self._meter.lost()
         self._note_server()
-        kept = self._feed.kept or (self._inner.get() if self._inner is not None else None)
+        kept = self._feed.kept or (None if self._inner is None else attempt(self._inner.get, None))
         self._meter.settle(
             parts=[] if kept is None else kept.parts,
             reported=self._reported(),

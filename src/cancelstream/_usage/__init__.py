@@ -5,6 +5,7 @@ see). Counting itself is the room above. Nothing in this room awaits or touches 
 """
 
 from .._counting import Api, Count, Source
+from ._boundary import attempt
 from ._cost import CostRange
 from ._meter import Meter, prepare
 from ._objects import ResponseUsage, StreamUsage
@@ -21,5 +22,6 @@ __all__ = (
     "ResponseUsage",
     "Source",
     "StreamUsage",
+    "attempt",
     "prepare",
 )

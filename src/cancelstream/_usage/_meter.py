@@ -12,7 +12,6 @@ counted once; the answer's estimate never goes down.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Self
@@ -46,6 +45,7 @@ from .._counting import (
     from_messages,
     from_responses,
 )
+from ._boundary import attempt
 from ._chunks import Reader
 from ._objects import ResponseUsage, fill
 from ._record import UsageRecord, bare_url
@@ -203,9 +203,10 @@ class Meter:
                 return
         except AttributeError:
             pass
-        self._feed_other(event)
+        if not attempt(lambda: self._feed_other(event), otherwise=False):
+            self._lost = True
 
-    def _feed_other(self, event: object) -> None:
+    def _feed_other(self, event: object) -> bool:
         if isinstance(event, PartStartEvent):
             self._seen.part(event.index, event.part)
         elif isinstance(event, PartDeltaEvent):
@@ -217,12 +218,11 @@ class Meter:
                     self._seen.thinking.append(delta.content_delta)
                 elif delta.signature_delta and not self._seen.thinking:
                     self._seen.sealed = True
+        return True
 
     def feed_chunk(self, chunk: object) -> None:
         """Count what one raw chunk or event of OpenAI's SDK carries, as an object or as a `dict`."""
-        # Whatever a stranger's server sent, counting it must not end the stream.
-        with suppress(Exception):
-            self._reader.read(chunk)
+        attempt(lambda: self._reader.read(chunk), None)
 
     def feed_first(self, chunk: object) -> Callable[[str], object]:
         """Count a raw chunk, and return what counts the text of each later chunk that does nothing but carry it on."""
@@ -292,7 +292,8 @@ class Meter:
         """The usage so far: one object for the life of the meter, brought up to date on each read."""
         if not self._settled:
             reported = self.reported
-            fill(self._usage, self._record(reported), reported, sent=self._stage not in _NOTHING)
+            record = attempt(lambda: self._record(reported), None) or self._bounds()
+            fill(self._usage, record, reported, sent=self._stage not in _NOTHING)
         return self._usage
 
     def usage_in_message(self, plain: RequestUsage | None) -> ResponseUsage:
@@ -309,9 +310,20 @@ class Meter:
         return self._usage.for_message(plain, UsageRecord(*map(Count.unknown, least), **self._named()))
 
     @property
+    def text(self) -> str:
+        """The text that was counted so far; empty once the usage is settled."""
+        return "".join(piece for piece in self._text if isinstance(piece, str))  # pyright: ignore[reportUnnecessaryIsInstance]
+
+    @property
     def reported(self) -> Reported:
         """What the provider reported: through the wrapped stream, or in the raw chunks."""
         return self._reader.reported if self._reported is NONE else self._reported
+
+    def _bounds(self) -> UsageRecord:
+        """What is certain of an answer that cannot be counted: each delta was a token at least."""
+        unknown = Count.unknown()
+        least = Count.unknown(self._seen.deltas)
+        return UsageRecord(unknown, least, unknown, unknown, complete=self._stage is Stage.ENDED)
 
     def _record(self, reported: Reported) -> UsageRecord:
         if self._stage in _NOTHING:
@@ -375,10 +387,8 @@ class Meter:
         family = self._family()
         if self._input is None or family is not self._input_family:
             prompt = self._read()
-            try:
-                counted = None if prompt is None else count_prompt(prompt, family, self._api, self._provider_url)
-            except Exception:  # noqa: BLE001 - a request too strange to count has no value, and is no error
-                counted = None
+            api, url = self._api, self._provider_url
+            counted = None if prompt is None else attempt(lambda: count_prompt(prompt, family, api, url), None)
             self._input, self._input_family = counted or Count.unknown(), family
         # Until a status comes the request may still be refused, and then counts nothing.
         return replace(self._input, low=0) if self._stage is Stage.SENT else self._input
@@ -389,16 +399,21 @@ class Meter:
         deltas = seen.deltas
         state = (deltas, len(seen.calls), len(seen.natives), seen.sealed, family.name, thinking, ended, self._lost)
         if self._answer is None or state != self._answer_at:
-            answer = count_answer(
-                seen if self._is_late or not self._parts else seen.in_whole_parts(self._parts),
+            prompt = self._read()
+            count = partial(
+                count_answer,
                 deltas=deltas,
                 family=family,
-                prompt=self._read(),
+                prompt=prompt,
                 api=self._api,
                 thinking=thinking,
                 ended=ended,
                 lost=self._lost,
             )
+            arrived = seen if self._is_late or not self._parts else seen.in_whole_parts(self._parts)
+            limit = None if prompt is None else prompt.limit
+            unknown = Answer(Count.unknown(deltas, limit), Count.unknown(0, limit), hidden=False)
+            answer = attempt(lambda: count(arrived), unknown)
             self._answer = answer if self._answer is None else answer.not_below(self._answer)
             self._answer_at = state
         return self._answer
@@ -415,8 +430,7 @@ class Meter:
 
     def _read(self) -> Prompt | None:
         if self._prompt is None and self._read_prompt is not None:
-            try:
-                self._prompt = self._read_prompt()
-            except Exception:  # noqa: BLE001 - as above
+            self._prompt = attempt(self._read_prompt, None)
+            if self._prompt is None:
                 self._read_prompt = None
         return self._prompt

@@ -1,0 +1,29 @@
+"""The boundary between the account and whoever reads a stream: nothing that is only counted ends the stream.
+
+A provider may send anything: half a character, a list where a text belongs, arguments nested thousands deep. The SDK
+hands it out. All that the account makes of it goes through `attempt()`, so an error of the account's is an unknown
+count, and never an error of the reader's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+__all__ = ("attempt",)
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+_logger = logging.getLogger("cancelstream")
+
+
+def attempt(work: Callable[[], T], otherwise: D) -> T | D:
+    """Return what `work` returns, or `otherwise` if it raises."""
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001 - see above
+        # The error may hold what was said: its class is enough.
+        _logger.debug("something could not be counted: %s", type(error).__name__)
+        return otherwise
