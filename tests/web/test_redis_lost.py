@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,8 @@ from cancelstream.redis import RedisStopRegistry, _client, _follow
 
 KEY = "cancelstream:stops:v1"
 
+DOCS = Path(__file__).parents[2] / "docs" / "web.md"
+
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,16 +32,23 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- lost --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", [("DEL", KEY), ("FLUSHDB",), ("RENAME", KEY, "elsewhere")])
+EVICTED = ["CONFIG SET maxmemory-policy allkeys-random", "CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0"]
+
+
+@pytest.mark.parametrize("loss", [[f"DEL {KEY}"], ["FLUSHDB"], [f"RENAME {KEY} elsewhere"], EVICTED])
 async def test_a_key_that_is_lost_after_an_entry_ahead_of_the_clock(
-    redis_server: RedisServer, loss: tuple[str, ...], impatient: None, caplog: pytest.LogCaptureFixture
+    redis_server: RedisServer, loss: list[str], impatient: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As after a clock that was put back, or a restored dump: what is written next has smaller ids, and arrives."""
     caplog.set_level(logging.INFO, "cancelstream")
     async with workers(redis_server.url) as (a, b):
         redis_server.command("XADD", KEY, f"{int((time.time() + 3600) * 1000)}-1", "any", "thing")
         await fence(a, b)
-        redis_server.command(*loss)
+        for command in loss:
+            redis_server.command(*command.split())
+        async with asyncio.timeout(LIMIT):
+            while redis_server.command("EXISTS", KEY) != b":0\r\n":
+                await asyncio.sleep(0.01)
         await fence(a, b)
         await fence(b, a)
     # Told once by each of the two, who were not cut off.
@@ -151,6 +162,17 @@ async def test_without_the_permission_for_time_every_stop_arrives(redis_server: 
         await fence(a, b)
         redis_server.command("DEL", KEY)
         await fence(a, b)
+
+
+async def test_the_user_of_the_docs_may_do_all_that_is_needed(redis_server: RedisServer, impatient: None) -> None:
+    """On a database of its own, too; and Redis refuses nothing, however long it is followed."""
+    [rules] = re.findall(r"^ACL SETUSER stops (.*)$", DOCS.read_text(), re.MULTILINE)
+    assert redis_server.command("ACL", "SETUSER", "stops", *rules.split()) == b"+OK\r\n"
+    async with workers(f"redis://stops:password@127.0.0.1:{redis_server.port}/1") as (a, b):
+        await fence(a, b)
+        redis_server.command("FLUSHALL")
+        await fence(a, b)
+    assert redis_server.command("ACL", "LOG") == b"*0\r\n"
 
 
 async def test_a_user_that_may_not_read_is_an_error_until_it_may(

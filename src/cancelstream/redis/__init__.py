@@ -16,8 +16,8 @@ a stop given twice is a stop.
 Known limits: Redis keeps what it accepted as well as it is set up to. A stop that Redis took and lost by dying before
 a worker that had been cut off from it came back is lost (workers that are connected have it within a millisecond);
 so is one whose primary died before its replica had it. The Redis stream holds the last 100,000 stops or so: more
-than that within a worker's absence push out the oldest. The digests have no key: who can read the Redis stream can
-test whether an owner whose id they know has asked for a stop.
+than that within a worker's absence push out the oldest. The digests have no key: a person who can read the Redis
+stream can test whether an owner, whose id they know, has asked for a stop.
 """
 
 from ._registry import RedisStopRegistry as RedisStopRegistry
