@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
-__all__ = ("attempt",)
+__all__ = ("attempt", "harmless")
 
 T = TypeVar("T")
 D = TypeVar("D")
+P = ParamSpec("P")
 
 _logger = logging.getLogger("cancelstream")
 
@@ -27,3 +29,13 @@ def attempt(work: Callable[[], T], otherwise: D) -> T | D:
         # The error may hold what was said: its class is enough.
         _logger.debug("something could not be counted: %s", type(error).__name__)
         return otherwise
+
+
+def harmless(note: Callable[P, None]) -> Callable[P, None]:
+    """Make a function that only notes something one that never raises."""
+
+    @wraps(note)
+    def noted(*args: P.args, **kwargs: P.kwargs) -> None:
+        attempt(lambda: note(*args, **kwargs), None)
+
+    return noted

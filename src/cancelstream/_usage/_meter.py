@@ -45,7 +45,7 @@ from .._counting import (
     from_messages,
     from_responses,
 )
-from ._boundary import attempt
+from ._boundary import attempt, harmless
 from ._chunks import Reader
 from ._objects import ResponseUsage, fill
 from ._record import UsageRecord, bare_url
@@ -155,6 +155,7 @@ class Meter:
         """The provider accepted the request."""
         self._apply(Step.OPEN)
 
+    @harmless
     def failed(self, error: BaseException, *, cut: bool = False) -> None:
         """Note the error that came instead of an answer; one that comes after the provider accepted changes nothing.
 
@@ -166,6 +167,7 @@ class Meter:
         if not (cut and step is Step.LOSE):
             self._apply(step)
 
+    @harmless
     def served(self, *, model: str | None, provider: str | None, provider_url: str | None, api: Api | None) -> None:
         """Note who answers, as the open stream says: a fallback or a deployment is known only then.
 
@@ -181,6 +183,7 @@ class Meter:
         self._provider, self._provider_url = provider or self._provider, bare_url(provider_url) or self._provider_url
         self._api = api or self._api
 
+    @harmless
     def asked(self, request: Mapping[str, Any], *, api: Api, model: str | None, url: str | None) -> None:
         """Note the request's body as it was sent, in place of what was thought to be sent."""
         if self._input is None:
@@ -230,6 +233,7 @@ class Meter:
         self.feed_chunk(chunk)
         return self._seen.grown(before)
 
+    @harmless
     def late(self, items: Iterable[object]) -> None:
         """Count what had arrived when the stream was cancelled but was never handed out: events or raw chunks."""
         for item in items:
@@ -243,6 +247,7 @@ class Meter:
         """Closing threw away data that had arrived: there was more than was counted, nobody knows how much."""
         self._lost = True
 
+    @harmless
     def observe(
         self, *, reported: RequestUsage | Reported | None, finish_reason: str | None = None, ended: bool = False
     ) -> None:
