@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import httpx
@@ -53,3 +54,13 @@ def make_agent(make_model: MakeModel) -> MakeAgent:
         return Agent(make_model(server), **kwargs)
 
     return make
+
+
+@pytest.fixture
+def own_loop() -> Iterator[None]:
+    """An event loop of this thread, on which blocking runs go, and which is closed after the test."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()

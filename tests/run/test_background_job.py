@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -243,16 +242,6 @@ async def test_a_model_of_its_own(stop: str):
             break
     assert stream.get().state == ("suspended" if stop == "left" else "interrupted")
     assert model.cancelled == ([] if stop == "left" else ["job-1"])
-
-
-@pytest.fixture
-def own_loop() -> Iterator[None]:
-    """An event loop of this thread, on which blocking runs go, and which is closed after the test."""
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    yield
-    asyncio.set_event_loop(None)
-    loop.close()
 
 
 @pytest.mark.usefixtures("own_loop")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,16 +125,6 @@ async def test_their_values_in_a_run_that_never_began():
             _ = result.workspace
         with pytest.raises(IncompleteOutputError):
             await result.validate_response_output(result.response)
-
-
-@pytest.fixture
-def own_loop() -> Iterator[None]:
-    """An event loop of this thread, on which blocking runs go, and which is closed after the test."""
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    yield
-    asyncio.set_event_loop(None)
-    loop.close()
 
 
 @pytest.mark.usefixtures("own_loop")
