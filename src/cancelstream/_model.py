@@ -139,7 +139,7 @@ def _asked_of(model: Model) -> _Asked:
     first = models[0]
     names, providers = ({getattr(each, name) for each in models} for name in ("model_name", "system"))
     alike = len(names) == 1 or len({family_of(name) for name in names}) == 1
-    apis = {_api_of(each) for each in models}
+    apis: set[Api | None] = {_api_of(each) for each in models}
     return _Asked(
         first.model_name if alike else None,
         first.system if len(providers) == 1 else None,

@@ -270,7 +270,7 @@ class _OpenAIEvents(_Chunks):
 def _without_partials(create: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
     """The function that a `functools.partial` stands for, and all of its keyword arguments."""
     while isinstance(create, partial):
-        given = cast("partial[Any]", create)
+        given = cast("Any", create)
         create, kwargs = given.func, {**given.keywords, **kwargs}
     return create, kwargs
 

@@ -310,9 +310,10 @@ class Meter:
         if plain is None or self._settled:
             return self.usage.for_message(plain)
         # Nothing is estimated here: pydantic-ai makes such a message of every event, for its limits.
-        opening = self._opens_with_placeholder()
-        least = (plain.input_tokens, 0 if opening else plain.output_tokens, 0, 0)
-        return self._usage.for_message(plain, UsageRecord(*map(Count.unknown, least), **self._named()))
+        asked = Count.unknown(plain.input_tokens)
+        answered = Count.unknown(0 if self._opens_with_placeholder() else plain.output_tokens)
+        record = UsageRecord(asked, answered, Count.unknown(), Count.unknown(), **self._named())
+        return self._usage.for_message(plain, record)
 
     @property
     def text(self) -> str:
