@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import openai
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -133,6 +134,8 @@ UNLIKE = {
     "one field less": [event("a", p="x"), event("b")],
     "the same text twice": [event("a"), event("a")],
     "a padding that is the whole of one": [event("a"), event("b", p="x")],
+    "a key for each": [event("a", k1="aa"), event("b", k2="ab")],
+    "a key for each, with spaces": [event(word, **{word: word}, separators=(" , ", " : ")) for word in ("a", "b")],
     # The first of two counts for nothing.
     "the same key twice": [event(word).replace(b'"content"', b'"content":"x","content"') for word in ("x", "x")],
 }
@@ -142,6 +145,17 @@ UNLIKE = {
 def test_two_that_are_not_alike_make_nothing(name: str) -> None:
     """What differs between two events has to be the text, and one padding that nobody reads."""
     assert made_of(*UNLIKE[name]) is None
+
+
+async def test_a_key_is_no_value() -> None:
+    """Keys that differ from event to event do not let an error pass for text."""
+    keys = ({"k1": "aa"}, {"k2": "ab"}, {"k3": "ac"}, {"error": "boom"}, {"k4": "ad"})
+    sent = Sent("keys", tuple(chat(delta(content=word), **key) for word, key in zip("abcde", keys, strict=True)))
+    async with CancellableStreamedResponse.from_openai(await stream_of(sent.sse())) as response:
+        texts = response.stream_text(delta=True)
+        assert [await anext(texts) for _ in range(3)] == ["a", "b", "c"]
+        with pytest.raises(openai.APIError):
+            await anext(texts)
 
 
 def test_nothing_may_follow_an_event_without_padding() -> None:

@@ -5,8 +5,8 @@ counts them or tells the time, and in a random string that OpenAI pads them with
 this way make a recogniser, which takes further ones by comparing bytes. It is the cheapest way to read a text, and it
 guesses nothing:
 
-- What may differ is digits, and what stands between the quotes of JSON strings and is nothing that a JSON string has
-  to escape. So an event that is taken parses as those two do, with other values in these places.
+- What may differ is digits, and what stands between the quotes of JSON strings that are values and is nothing that a
+  JSON string has to escape. So an event that is taken parses as those two do, with other values in these places.
 - Before it is used, an event with values of ours in all these places is parsed, and has to carry on with our text. So
   one place is the text's, and what is in the others makes no difference to that.
 
@@ -60,6 +60,8 @@ def recogniser(
     for place, token in enumerate(news):
         if place not in differing:
             literals[-1] += token
+        elif _is_key(news, place):
+            return None  # another key has another meaning, whatever its value is
         elif token.isdigit():
             probe[place] = _NUMBER
             places.append(_is_number)
@@ -73,6 +75,11 @@ def recogniser(
             return None
     is_sure = follows(decode(b"".join(probe))) == _TEXT
     return _comparing(literals, places) if is_sure else None
+
+
+def _is_key(tokens: Sequence[bytes], place: int) -> bool:
+    """Whether a token is a key of an object: a colon follows."""
+    return tokens[place].startswith(b'"') and b"".join(tokens[place + 1 : place + 2]).lstrip().startswith(b":")
 
 
 def _comparing(literals: Sequence[bytes], places: Sequence[Accepts | None]) -> Known:
