@@ -132,7 +132,7 @@ def test_what_is_shown_in_place_of_what_is_held_is_not_negative():
     assert meter.usage_in_message(RequestUsage()) is not in_flight
     meter.settle(ended=True)
     final = meter.usage_in_message(RequestUsage(unmeasured_requests=1))
-    assert meter.usage_in_message(RequestUsage(unmeasured_requests=1)) is final is meter.usage.held
+    assert meter.usage_in_message(RequestUsage(unmeasured_requests=1)) is final is meter.usage._in_total
     assert (final.output_tokens, final.estimated_output_tokens) == (0, meter.usage.output_tokens)
     assert final.output == meter.usage.output
     behind = StreamUsage.combine(RunUsage(), [meter.usage])  # pydantic-ai has not added it yet
@@ -140,4 +140,4 @@ def test_what_is_shown_in_place_of_what_is_held_is_not_negative():
     for usage in (behind, added):
         assert usage.output_tokens == meter.usage.output_tokens == usage.output.value
         assert (usage.input_tokens, usage.unmeasured_requests) == (meter.usage.input.value, 0)
-    assert meter.usage_in_message(None) is meter.usage is meter.usage.held
+    assert meter.usage_in_message(None) is meter.usage is meter.usage._in_total

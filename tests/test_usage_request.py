@@ -122,7 +122,7 @@ def test_a_refusal_counts_nothing(error: BaseException):
     usage = one.usage
     assert (usage.input.high, usage.output.high, usage.cost_range.high) == (0, 0, 0)
     assert not usage.has_values()
-    assert (usage.unmeasured_requests, usage.estimated_requests, usage.counts, usage.complete) == (0, 0, False, False)
+    assert (usage.unmeasured_requests, usage.estimated_requests, usage._counts, usage.complete) == (0, 0, False, False)
 
 
 @pytest.mark.parametrize(

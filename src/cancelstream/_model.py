@@ -166,7 +166,7 @@ def _api_of(model: Model) -> Api | None:
 def _describe(usage: ResponseUsage) -> None:
     """Say on pydantic-ai's span, whose token counts are ours, where they come from."""
     span = trace.get_current_span()
-    if span.is_recording() and usage.counts:
+    if span.is_recording() and usage._counts:
         span.set_attribute("cancelstream.usage.provenance", usage.provenance)
 
 

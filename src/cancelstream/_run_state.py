@@ -108,7 +108,7 @@ class RunState:
 
     def requests(self) -> int:
         """How many of the streams had a request that was sent."""
-        return sum(usage.counts for usage in self.usages)
+        return sum(usage._counts for usage in self.usages)
 
     def leave_reason(self, error: BaseException | None) -> str:
         """The reason to record for a stream that is left before its end, with this error or without one."""

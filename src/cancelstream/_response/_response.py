@@ -477,7 +477,7 @@ class CancellableStreamedResponse(StreamedResponse):
     def has_made(self, message: ModelMessage) -> bool:
         """Whether this message is the one that pydantic-ai has recorded of this response."""
         usage = self._meter.usage
-        return isinstance(message, ModelResponse) and (message.usage is usage or message.usage is usage.held)
+        return isinstance(message, ModelResponse) and (message.usage is usage or message.usage is usage._in_total)
 
     @property
     def model_name(self) -> str:

@@ -315,11 +315,11 @@ class CancellableRun(RunHandle, RunMembers[OutputT], Generic[OutputT]):
         if self._absorbed is not None:
             total, messages = self._absorbed.usage, self._absorbed.all_messages()
             known = stream is None or any(map(stream.has_made, messages))
-            return total if stream is None or known else total + stream.usage.held
+            return total if stream is None or known else total + stream.usage._in_total
         context = self._state.context
         total = (self._kwargs.get("usage") or RunUsage()) if context is None else context.usage
         # A step that is going on is added to the run's sum when it is over.
-        return total + stream.usage.held if stream is not None and self._task is not None else copy(total)
+        return total + stream.usage._in_total if stream is not None and self._task is not None else copy(total)
 
 
 def _is_settled(result: StreamedRunResult[Any, Any]) -> bool:

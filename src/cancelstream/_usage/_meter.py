@@ -308,12 +308,12 @@ class Meter:
             plain: pydantic-ai's own usage of it, or `None` if the response was cut, whose messages have `usage`.
         """
         if plain is None or self._settled:
-            return self.usage.for_message(plain)
+            return self.usage._for_message(plain)
         # Nothing is estimated here: pydantic-ai makes such a message of every event, for its limits.
         asked = Count.unknown(plain.input_tokens)
         answered = Count.unknown(0 if self._opens_with_placeholder() else plain.output_tokens)
         record = UsageRecord(asked, answered, Count.unknown(), Count.unknown(), **self._named())
-        return self._usage.for_message(plain, record)
+        return self._usage._for_message(plain, record)
 
     @property
     def text(self) -> str:

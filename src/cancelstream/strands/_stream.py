@@ -196,7 +196,7 @@ class CancellableAgentStream:
         """
         invocation = self._run.invocation
         usages = [call.meter.usage for call in invocation.calls]
-        requests = sum(usage.counts for usage in usages)
+        requests = sum(usage._counts for usage in usages)
         total = RunUsage(requests=requests, tool_calls=invocation.tool_calls)
         for usage in usages:
             total.incr(usage)
