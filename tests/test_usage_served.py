@@ -313,3 +313,17 @@ async def test_the_event_that_a_fallback_has_read_comes_again(scripted_server: S
         kinds = [event.event_kind async for event in run]
     assert (kinds.count("part_start"), kinds.count("part_delta")) == (1, len(WORDS) - 1)
     assert run.usage.output.low == len(WORDS)
+
+
+@pytest.mark.parametrize("reported", [True, False])
+async def test_messages_of_a_raw_response(scripted_server: StartServer, make_client: Any, reported: bool):
+    """Each has the usage of its moment, estimates and all; the last has that of the response."""
+    client = make_client(scripted_server(Answer(Text(*WORDS), usage=Usage(10, 5) if reported else None)))
+    messages: Any = [{"role": "user", "content": PROMPT}]
+    async with open_stream(client.chat.completions.create, model="gpt-4o", messages=messages) as response:
+        kept: list[Any] = [response.get().usage async for _ in response.stream_text()]
+    assert [usage.output.low for usage in kept] == [1, 2, 3, 4]
+    assert len({id(usage) for usage in kept}) == len(WORDS)
+    assert response.get().usage is response.usage
+    assert response.usage.output_tokens == 5 if reported else response.usage.output_tokens >= 4
+    assert response.usage.unmeasured_requests == 0

@@ -220,3 +220,18 @@ async def test_a_snapshot_of_a_cut_answer(scripted_server: StartServer, make_mod
     assert last.usage.output_tokens >= 1
     assert used.output_tokens == 9 + last.usage.output_tokens
     assert used.input_tokens > 30
+
+
+async def test_the_span_of_an_answer_that_nobody_reported(
+    scripted_server: StartServer, make_model: MakeModel, spans: Any
+):
+    """It has no tokens and no price, as in pydantic-ai alone; one attribute says that more is known."""
+    model = make_model(scripted_server(Answer(WORDS, usage=None), repeat=True))
+    found: list[set[str]] = []
+    for extra in ([], [Cancellable()]):
+        async with Agent(model, capabilities=[spans.instrumentation, *extra]).run_stream(PROMPT) as run:
+            await run.get_output()
+        span = spans.named("chat")[-1]
+        found.append({name for name in span.attributes if "usage" in name or "cost" in name})
+    assert found[1] - found[0] == {"cancelstream.usage.provenance"}
+    assert not [name for name in found[1] if "tokens" in name]

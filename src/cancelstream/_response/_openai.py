@@ -283,7 +283,8 @@ def open_stream(create: Callable[..., Any], /, **kwargs: Any) -> CancellableStre
     read.
 
     Args:
-        create: An asynchronous openai client's method that returns a stream.
+        create: An asynchronous openai client's method that returns a stream; a `functools.partial` of one, or a
+            function that calls one, does as well. What it sends is what is counted.
         kwargs: Its arguments; `stream=True` is added.
 
     Raises:
