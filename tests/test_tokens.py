@@ -334,12 +334,9 @@ def test_an_approximation_is_close(name: str, o200k: _tokens.Tokenizer):
     assert _tokens.approximate(TEXTS[name])[0] == pytest.approx(o200k(TEXTS[name]), rel=0.2)
 
 
-def test_a_long_text_is_sampled():
-    """Only the beginning of a long text is looked at, and the bounds allow for the rest."""
-    text = TEXTS["English"] * 20_000
-    value, low, high = _tokens.approximate(text)
-    short = _tokens.approximate(TEXTS["English"])
-    assert low < value < high
-    assert value == pytest.approx(short[0] * 20_000, rel=0.05)
-    assert high / value > short[2] / short[0]
-    assert _tokens.approximate(text[:50_000] + "?" * (len(text) - 50_000)) == (value, low, high)
+def test_what_an_event_loop_has_time_for(monkeypatch: pytest.MonkeyPatch):
+    """A slow vocabulary counts less at once than a fast one, and so do words where there is no vocabulary."""
+    monkeypatch.setattr(_tokens, "_loaded", {"o200k_base": len, "gemma3": len})
+    assert _tokens.most_at_once("gemma3") < _tokens.most_at_once("o200k_base") == _tokens.most_at_once("qwen3")
+    monkeypatch.setattr(_tokens, "_loaded", {})
+    assert _tokens.most_at_once("o200k_base") < 20_000

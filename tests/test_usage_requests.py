@@ -151,7 +151,7 @@ def test_functions_as_typescript():
         },
         "required": ["text"],
     }
-    text, correction = declarations(
+    text, correction, whole = declarations(
         [
             Tool("search", "Look it up.\n\n    Twice.", schema),
             Tool("stop", "", {}),
@@ -180,6 +180,7 @@ def test_functions_as_typescript():
         "} // namespace functions"
     )
     assert correction == -1
+    assert whole
 
 
 def test_schemas_that_refer_to_themselves():
@@ -188,8 +189,10 @@ def test_schemas_that_refer_to_themselves():
     union = {"anyOf": [{"$ref": "#/$defs/Union"}] * 20}
     for root in (node, union):
         schema = {"properties": {"root": root}, "$defs": {"Node": node, "Union": union}}
-        text, _ = declarations([Tool("f", "", schema)])
+        text, _, whole = declarations([Tool("f", "", schema)])
         assert len(text) < 200_000
+        assert not whole
+        assert counted(with_(tools=(Tool("f", "", schema),))).high is None
 
 
 def test_a_schema_for_the_answer():

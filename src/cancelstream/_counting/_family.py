@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import sqrt
+from statistics import stdev
 from typing import Final, Literal
 
 from .. import _tokens
 
-__all__ = ("NO_TOKENS", "Calls", "Family", "Opening", "Tokens")
+__all__ = ("NO_TOKENS", "Calls", "Family", "Opening", "Tokens", "sampled")
 
 _LINES: Final = re.compile(r"\n+")
 _SYMBOLS: Final = re.compile(r"[^\x00-\x7f\w\s]")
 """Signs outside of ASCII that are no letters: dashes, arrows, emoji."""
+
+_PIECE: Final = 2_000
+"""Characters that are counted at once where a text is counted in pieces; a seam is worth less than a token."""
 
 Opening = Literal["count", "plain", "bound", "nothing"]
 """What an input count that comes before the answer's end says.
@@ -148,20 +153,37 @@ class Family:
         return self.name.startswith("claude")
 
     def count(self, text: str) -> Tokens:
-        """How many of this family's tokens a text is; never waits for a tokenizer."""
+        """How many of this family's tokens a text is; never waits for a tokenizer, nor long for what it counts.
+
+        Of a text that would take longer than an event loop can spare, evenly spaced pieces are counted.
+        """
         if not text:
             return NO_TOKENS
+        most = _tokens.most_at_once(self.vocabulary)
+        if len(text) <= most:
+            return self._counted(text)
+        pieces = sampled(text, most)
+        counts = [self._counted(piece) for piece in pieces]
+        times = len(text) / sum(map(len, pieces))
+        values = [count.value * times for count in counts]
+        value = sum(values)
+        # Pieces that differ much from each other say little about those between them.
+        room = min(0.5, 0.02 + 3 * stdev(values) * sqrt(len(values)) / value) if value else 0.5
+        low, high = sum(count.low for count in counts) * times, sum(count.high for count in counts) * times
+        return Tokens(value, low * (1 - room), high * (1 + room), f"sample:{counts[0].method}", False)
+
+    def _counted(self, text: str) -> Tokens:
         count = _tokens.tokenizer(self.vocabulary)
         if count is not None:
             method = f"bpe:{self.vocabulary}" if self.own else f"ratio:{self.name}"
-            return self._scaled(text, count(text), method, exact=self.own)
+            return self._scaled(text, _counted(count, text), method, exact=self.own)
         # Without the right vocabulary: by another one, or by no vocabulary at all.
         count = _tokens.tokenizer(_tokens.STAND_IN)
         if count is None:
             number, least, most = _tokens.approximate(text)
             value, low, high = self.scale
             return Tokens(number * value, least * low, most * high, "words", False)
-        guess = self._scaled(text, count(text), f"ratio:{self.name}", exact=False)
+        guess = self._scaled(text, _counted(count, text), f"ratio:{self.name}", exact=False)
         return Tokens(guess.value * 1.05, guess.low * 0.7, guess.high * 1.5, guess.method, False)
 
     def _scaled(self, text: str, number: int, method: str, *, exact: bool) -> Tokens:
@@ -170,3 +192,17 @@ class Family:
         if self.lines or self.symbols:
             more = self.lines * len(_LINES.findall(text)) + self.symbols * len(_SYMBOLS.findall(text))
         return Tokens(number * value + more, number * low, number * high + 2 * more, method, exact)
+
+
+def sampled(text: str, most: int) -> list[str]:
+    """Evenly spaced pieces of a long text, together about `most` characters of it."""
+    number = max(2, most // _PIECE)
+    step = (len(text) - _PIECE) / (number - 1)
+    return [text[start : start + _PIECE] for start in (round(place * step) for place in range(number))]
+
+
+def _counted(count: _tokens.Tokenizer, text: str) -> int:
+    """The tokens of a text: in one pass, or in pieces where one word of it is so long that a tokenizer gets stuck."""
+    if len(text) <= _PIECE or max(map(len, text.split()), default=0) <= _PIECE:
+        return count(text)
+    return sum(count(text[start : start + _PIECE]) for start in range(0, len(text), _PIECE))

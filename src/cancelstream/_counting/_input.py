@@ -9,10 +9,12 @@ provider's own tools, a conversation stored on its side) leaves a lower bound an
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import ceil
+from dataclasses import replace
+from math import ceil, inf
 from typing import Final
 from urllib.parse import urlsplit
 
+from .. import _tokens
 from ._count import Count
 from ._family import NO_TOKENS, Family, Tokens
 from ._prompt import Api, Prompt, Turn
@@ -68,16 +70,19 @@ def count_prompt(prompt: Prompt, family: Family, api: Api | None, url: str | Non
     """
     host = urlsplit(url).hostname if url else None
     own = host is None or host.endswith(family.hosts)
-    total = _openai(prompt, family, api, own=own) if family.is_openai else _other(prompt, family)
+    texts = [turn.text for turn in prompt.turns]
+    said = NO_TOKENS
+    if sum(map(len, texts)) > _tokens.most_at_once(family.vocabulary):
+        # Too long to be counted turn by turn: its text is counted as one, by a part of it, and then what is around it.
+        said = family.count("".join(texts))
+        prompt = replace(prompt, turns=tuple(replace(turn, text="") for turn in prompt.turns))
+    total = said + (_openai(prompt, family, api, own=own) if family.is_openai else _other(prompt, family))
     method = total.method or "nothing_asked"
     if prompt.unseen or not family.name:
         return Count.unknown(int(total.low), None, method)
-    return Count.estimated(
-        round(total.value),
-        int(total.low),
-        ceil(total.high + (family.slack if own else max(family.slack, _HOST))),
-        method,
-    )
+    slack = family.slack if own else max(family.slack, _HOST)
+    high = None if total.high == inf else ceil(total.high + slack)
+    return Count.estimated(round(total.value), int(total.low), high, method)
 
 
 def _openai(prompt: Prompt, family: Family, api: Api | None, *, own: bool) -> Tokens:
@@ -95,11 +100,12 @@ def _openai(prompt: Prompt, family: Family, api: Api | None, *, own: bool) -> To
             value = _SEALED[0] + max(0, length - _SEALED[1]) / _SEALED[2]
             total += Tokens(value, 0, 2 * value + 100, "", True)
     if prompt.tools:
-        text, correction = declarations(prompt.tools)
+        text, correction, whole = declarations(prompt.tools)
         around = _AROUND_TOOLS[through] + (_SYSTEM if chat and (reasons or not system) else 0)
         count = _widened(family.count(text), correction + around, 0.1 if chat or reasons else 0.2, 4)
         more = _CALLS_GO if chat and own and family.own_turn else 0
-        total += count + Tokens(more, 0, more + _HIDDEN_TOOLS[through], "", True)
+        room = _HIDDEN_TOOLS[through] if whole else inf
+        total += count + Tokens(more, 0, more + room, "", True)
     if prompt.schema is not None:
         wanted = prompt.schema
         around = _AROUND_SCHEMA[through] + (_SYSTEM if chat and not (reasons or system or prompt.tools) else 0)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from math import ceil
 from typing import Final, NamedTuple, cast
 
@@ -22,6 +23,10 @@ from ._family import NO_TOKENS, Family, Tokens
 from ._prompt import Api, Prompt
 
 __all__ = ("Answer", "count_answer")
+
+
+_MUCH: Final = 100_000
+"""Characters of JSON that an event loop has the time to read."""
 
 
 class Answer(NamedTuple):
@@ -163,6 +168,9 @@ def _hides(seen: Delivered, family: Family, asked: bool | None) -> bool:
 
 
 def _is_json(text: str) -> bool:
+    """Whether arguments are whole; those too long to be read while an event loop waits are judged by their end."""
+    if len(text) > _MUCH:
+        return text.rstrip().endswith("}")
     try:
         json.loads(text)
     except (ValueError, RecursionError):
@@ -171,21 +179,29 @@ def _is_json(text: str) -> bool:
 
 
 def _arguments(text: str) -> int:
-    """How many arguments a call has; those of a call that was cut are counted by their colons."""
-    try:
-        arguments = json.loads(text)
-    except (ValueError, RecursionError):
-        return text.count('":')
-    return len(cast("Mapping[str, object]", arguments)) if isinstance(arguments, Mapping) else 1
+    """How many arguments a call has; those of a call that was cut, or is very long, are counted by their colons."""
+    if len(text) <= _MUCH:
+        with suppress(ValueError, RecursionError):
+            arguments = json.loads(text)
+            return len(cast("Mapping[str, object]", arguments)) if isinstance(arguments, Mapping) else 1
+    return text.count('":')
 
 
 def _documents(text: str) -> int:
     """How many JSON documents a text consists of: a model may answer a schema more than once."""
+    if len(text) > _MUCH:
+        return 1
     decoder, position, found = json.JSONDecoder(), 0, 0
-    while (position := len(text) - len(text[position:].lstrip())) < len(text):
+    while (position := _end_of_space(text, position)) < len(text):
         try:
             _, position = decoder.raw_decode(text, position)
         except (ValueError, RecursionError):
             break
         found += 1
     return max(1, found)
+
+
+def _end_of_space(text: str, position: int) -> int:
+    while position < len(text) and text[position].isspace():
+        position += 1
+    return position

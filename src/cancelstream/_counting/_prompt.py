@@ -8,20 +8,25 @@ pydantic-ai is in `_prompt_messages.py`. Builders never fail on a strange body: 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, TypeVar, cast
 
 from pydantic import BaseModel
 
 from ._schema import Tool, compact
 
-__all__ = ("Api", "Kind", "Prompt", "Schema", "Turn", "from_chat", "from_responses", "leaf")
+__all__ = ("Api", "Kind", "Prompt", "Schema", "Turn", "at_most", "from_chat", "from_responses", "leaf")
 
 Api = Literal["openai-chat", "openai-responses"]
 
 Kind = Literal["system", "user", "assistant", "call", "return"]
 """Who said it: a `call` is the model's call of a function, a `return` what came of it."""
+
+_MOST: Final = 2_000
+"""Messages that take about 10 ms to read and to count."""
+
+_Message = TypeVar("_Message")
 
 _ROLES: Final[dict[object, Kind]] = {
     "system": "system",
@@ -89,7 +94,7 @@ def from_chat(body: Mapping[str, Any]) -> Prompt:
     unseen: list[str] = []
     turns: list[Turn] = []
     names: dict[object, str] = {}
-    for message in _mappings(body.get("messages")):
+    for message in at_most(_mappings(body.get("messages")), unseen):
         turns.extend(_chat_turns(message, names, unseen))
     functions, natives = _told_apart(body.get("tools"), unseen)
     functions = [_mapping(tool.get("function")) for tool in functions]
@@ -128,7 +133,7 @@ def from_responses(body: Mapping[str, Any]) -> Prompt:
         turns.append(Turn("user", given))
     else:
         names: dict[object, str] = {}
-        for item in _mappings(given):
+        for item in at_most(_mappings(given), unseen):
             if item.get("type") == "reasoning":
                 sealed.append(len(_text(item.get("encrypted_content"))))
                 continue
@@ -151,6 +156,14 @@ def from_responses(body: Mapping[str, Any]) -> Prompt:
         (*unseen, *natives),
         bool(natives),
     )
+
+
+def at_most(messages: Sequence[_Message], unseen: list[str]) -> Sequence[_Message]:
+    """The messages, or as many of them as an event loop has the time to read."""
+    if len(messages) > _MOST:
+        unseen.append("messages")
+        return messages[:_MOST]
+    return messages
 
 
 def leaf(value: object) -> str:

@@ -29,7 +29,7 @@ from pydantic_ai.models import ModelRequestParameters
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition
 
-from ._prompt import Prompt, Schema, Turn, leaf
+from ._prompt import Prompt, Schema, Turn, at_most, leaf
 from ._schema import Tool
 
 __all__ = ("from_messages",)
@@ -58,7 +58,7 @@ def from_messages(
         unseen.append("openai_reasoning_mode")
     turns: list[Turn] = []
     sealed: list[int] = []
-    for message in messages:
+    for message in at_most(messages, unseen):
         if isinstance(message, ModelRequest):
             for part in message.parts:
                 turns.extend(_request_turns(part, unseen))

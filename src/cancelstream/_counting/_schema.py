@@ -44,16 +44,16 @@ class Tool:
     parameters: Schema
 
 
-def declarations(tools: Iterable[Tool]) -> tuple[str, int]:
-    """The functions as an OpenAI model reads them, and how many tokens to add to the count of that text.
+def declarations(tools: Iterable[Tool]) -> tuple[str, int, bool]:
+    """The functions as an OpenAI model reads them, how many tokens to add to the count of that text, and if it is all.
 
     The correction is what reported counts show: one token less for a function with parameters, unless the first of
-    them has a comment.
+    them has a comment. Schemas of thousands of types are left out from some point on.
     """
     parts = ["# Tools\n\n## functions\n\nnamespace functions {\n\n"]
-    correction = 0
+    correction, types = 0, _TypeScript()
     for tool in tools:
-        fields = _TypeScript(tool.parameters).fields(tool.parameters, 0)
+        fields = types.fields_of(tool.parameters)
         parts.append(_comment(tool.description))
         if fields:
             title = _comment(tool.parameters.get("title")) + _comment(tool.parameters.get("description"))
@@ -62,7 +62,7 @@ def declarations(tools: Iterable[Tool]) -> tuple[str, int]:
         else:
             parts.append(f"type {tool.name} = () => any;\n\n")
     parts.append("} // namespace functions")
-    return "".join(parts), correction
+    return "".join(parts), correction, types.left > 0
 
 
 def response_format(name: str, description: str, schema: Schema) -> str:
@@ -85,11 +85,16 @@ def _comment(text: object) -> str:
 
 
 class _TypeScript:
-    """JSON schemas as TypeScript types, with the definitions that they refer to."""
+    """JSON schemas as TypeScript types, with the definitions that they refer to; `left` is how many more are read."""
 
-    def __init__(self, root: Schema) -> None:
+    def __init__(self) -> None:
+        self._definitions: Mapping[str, Any] = {}
+        self.left = _MOST_TYPES
+
+    def fields_of(self, root: Schema) -> str:
+        """The properties of a function's parameters."""
         self._definitions = {**_mapping(root.get("definitions")), **_mapping(root.get("$defs"))}
-        self._types_left = _MOST_TYPES
+        return self.fields(root, 0)
 
     def fields(self, schema: Schema, depth: int) -> str:
         """The properties of an object, a line each, with their comments above them."""
@@ -97,6 +102,8 @@ class _TypeScript:
         required = cast("list[object]", required) if isinstance(required, list) else []
         lines: list[str] = []
         for name, value in _mapping(schema.get("properties")).items():
+            if self.left <= 0:
+                break
             field = self._resolved(value)
             lines.append(_comment(field.get("title")) + _comment(field.get("description")))
             default = f" // default: {compact(field['default'])}" if "default" in field else ""
@@ -105,8 +112,8 @@ class _TypeScript:
         return "".join(lines)
 
     def _type(self, schema: Schema, depth: int) -> str:
-        self._types_left -= 1
-        if depth > _DEEPEST or self._types_left < 0:
+        self.left -= 1
+        if depth > _DEEPEST or self.left <= 0:
             return "any"
         for union in ("anyOf", "oneOf", "allOf"):
             if isinstance(members := schema.get(union), list):
