@@ -28,7 +28,7 @@ ROWS = [
     {"_sse"},
     {"_openai"},
     {"_response"},
-    {"_run_state"},
+    {"_run_state", "_durable"},
     {"_model"},
     {"_run"},
     {"sync", "redis", "starlette", "strands"},

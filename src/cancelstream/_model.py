@@ -41,6 +41,7 @@ from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition
 
 from ._counting import Api, family_of
+from ._durable import refuse_wrapper
 from ._errors import named
 from ._history import HistoryPolicy, apply_policy, mark_interrupted
 from ._response import LEAVE_TIMEOUT, CancellableStreamedResponse
@@ -194,7 +195,12 @@ class Cancellable(AbstractCapability[Any]):
         self._agents_model: object = None
 
     async def for_run(self, ctx: RunContext[Any]) -> Cancellable:
-        """A fresh instance for this run, with the state that was provided for it, if one was."""
+        """A fresh instance for this run, with the state that was provided for it, if one was.
+
+        Raises:
+            UserError: If a `DBOSAgent` or its like runs the agent, whose model's streams cannot be reached.
+        """
+        refuse_wrapper(ctx.model)
         own = replace(self)
         own._state = current_run_state(ctx.run_id)
         own._agents_model = ctx.model

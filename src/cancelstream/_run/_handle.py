@@ -26,6 +26,7 @@ from pydantic_ai.messages import ModelResponse
 from pydantic_ai.usage import RunUsage
 
 from .._closing import DONE, Closing, Latch
+from .._durable import refuse_per_run, refuse_wrapper
 from .._errors import named
 from .._history import apply_policy, mark_interrupted
 from .._model import Cancellable
@@ -59,6 +60,7 @@ class RunHandle(ABC):
         kwargs: What else that method takes.
 
     Raises:
+        UserError: If `agent` is a `DBOSAgent` or its like, or cannot be made cancellable in a workflow.
         TypeError: If `agent` is no pydantic-ai agent, or `message_history` no list of its messages.
     """
 
@@ -66,6 +68,7 @@ class RunHandle(ABC):
         # Neither is checked by Python, and both would fail far from the call that was wrong.
         if not isinstance(agent, AbstractAgent):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"the first argument is a pydantic-ai Agent, not {named(agent)}")
+        refuse_wrapper(agent)
         conversation = kwargs.get("conversation")
         given = kwargs.get("message_history") if conversation is None else conversation.messages
         self._history = apply_policy(given or [], "allow")
@@ -331,4 +334,7 @@ def _is_cancellable(agent: AbstractAgent[Any, Any], capabilities: Sequence[objec
     for capability in capabilities:
         if isinstance(capability, AbstractCapability):
             capability.apply(found.append)  # pyright: ignore[reportUnknownMemberType]
-    return any(isinstance(capability, Cancellable) for capability in found)
+    if any(isinstance(capability, Cancellable) for capability in found):
+        return True
+    refuse_per_run(found)
+    return False

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from pydantic_ai.models import StreamedResponse
     from pydantic_ai.usage import RequestUsage
 
-__all__ = ("continued", "keep_last_total", "next_request_of", "was_cancelled_by_its_own_handle")
+__all__ = ("continued", "durable_engine", "keep_last_total", "next_request_of", "was_cancelled_by_its_own_handle")
 
 _GONE: Any = object()
+
+_ENGINES = {"dbos": "DBOS", "prefect": "Prefect", "temporal": "Temporal"}
+"""Names of engines, by the folder of pydantic-ai's `durable_exec` that is for them."""
 
 
 def continued(earlier: ModelResponse, response: ModelResponse) -> ModelResponse:
@@ -45,6 +48,20 @@ def next_request_of(node: CallToolsNode[Any, Any]) -> ModelRequest | None:
         missing("pydantic-ai-slim", "CallToolsNode._next_node", "tool results are not kept if a run is stopped then")
         return None
     return getattr(following, "request", None)
+
+
+def durable_engine(wrapper: object) -> str | None:
+    """The engine of a wrapper of an agent or a model that runs in steps of a durable engine, such as `'DBOS'`.
+
+    `DBOSAgent`, `PrefectAgent` and `TemporalAgent`, and the models that they put in an agent's place, are known by
+    the module of their class, because importing them needs the engine. Where pydantic-ai moves them it is `None`, and
+    what they say of a capability that wraps the model is pydantic-ai's own.
+    """
+    for each in type(wrapper).__mro__:
+        package, _, engine = each.__module__.partition("pydantic_ai.durable_exec.")
+        if not package and (name := engine.partition(".")[0]) in _ENGINES:
+            return _ENGINES[name]
+    return None
 
 
 def was_cancelled_by_its_own_handle(context: RunContext[Any] | None) -> bool:
