@@ -87,7 +87,7 @@ async def _stream_and_stop(agent: Agent[None, str], after: int) -> tuple[Cancell
 
 
 @contextmanager
-def _on_ctrl_c(stop: Callable[[str], None]) -> Generator[None]:
+def _on_ctrl_c(stop: Callable[[str], object]) -> Generator[None]:
     """Have Ctrl-C call `stop` meanwhile, instead of ending the program."""
     loop = asyncio.get_running_loop()
     with suppress(NotImplementedError):  # Windows: there Ctrl-C ends the program
