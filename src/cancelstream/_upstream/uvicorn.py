@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 __all__ = ("abort_connection", "server_stopping")
@@ -37,9 +38,10 @@ def abort_connection(receive: Callable[..., Any]) -> bool:
 def _closed_over(function: Any) -> Any:
     """The `receive` that a middleware's own was made around."""
     names = getattr(getattr(function, "__code__", None), "co_freevars", ())
-    for name, cell in zip(names, getattr(function, "__closure__", None) or (), strict=True):
+    for name, cell in zip(names, getattr(function, "__closure__", None) or (), strict=False):
         if name.endswith("receive"):
-            return cell.cell_contents
+            with suppress(ValueError):  # it has none yet
+                return cell.cell_contents
     return None
 
 
