@@ -18,7 +18,7 @@ from pydantic_ai.exceptions import (
 
 from cancelstream import Count
 from cancelstream._usage import Meter
-from cancelstream._usage._request import STEPS, Stage, Step, step_of
+from cancelstream._usage._stage import STEPS, Stage, Step, step_of
 
 # What the table must say, written down a second time and in another form.
 EXPECTED = {
@@ -78,15 +78,15 @@ def test_every_cell_of_the_table(stage: Stage, step: Step):
     take = {
         "send": one.sent,
         "open": one.opened,
-        "end": lambda: one._apply(Step.END),
+        "end": lambda: one._request.apply(Step.END),
         "refuse": lambda: one.failed(refused()),
         "lose": lambda: one.failed(httpx2.ReadError("gone")),
     }
     for name in WAYS[stage]:
         take[name]()
-    assert one._stage is stage
+    assert one._request.stage is stage
     take[step.value]()
-    assert one._stage is expected
+    assert one._request.stage is expected
 
 
 def test_no_stage_is_forgotten():

@@ -3,16 +3,14 @@
 Feeding must cost next to nothing, so it appends a delta's text to a list; all else is worked out when the usage is
 read. Nothing here awaits, touches a network or waits for a tokenizer, and nothing raises out of a feed.
 
-What counts: the provider's own numbers win, field by field. Before the answer's end they are taken for the whole only
-if they account for every delta that arrived, so a count that came early, or Anthropic's opening placeholder, is not
-passed off as one. Everything else is an estimate (`_input.py`, `_output.py`), made when it is asked for. The request is
-counted once; the answer's estimate never goes down.
+What counts: the provider's own numbers win, as far as they can be final (`_standing`). Everything else is an estimate,
+made when it is asked for, by the room of counting. The request is counted once (`_request`); the answer's estimate
+never goes down.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Self
 
@@ -31,15 +29,12 @@ from pydantic_ai.usage import RequestUsage
 from .. import _tokens
 from .._counting import (
     NOTHING,
-    UNKNOWN,
     Answer,
     Api,
     Count,
     Delivered,
-    Family,
     Prompt,
     count_answer,
-    count_prompt,
     family_of,
     from_chat,
     from_messages,
@@ -48,9 +43,10 @@ from .._counting import (
 from ._boundary import attempt, harmless
 from ._chunks import Reader
 from ._objects import ResponseUsage, fill
-from ._record import UsageRecord, bare_url
+from ._record import UsageRecord
 from ._reported import NONE, Reported, from_usage
-from ._request import STEPS, Stage, Step, step_of
+from ._request import Request
+from ._stage import Stage, Step, step_of
 from ._standing import input_count, output_count, reasoning_count, settles_input
 
 __all__ = ("Meter", "prepare")
@@ -69,10 +65,6 @@ _BUILD: Final[Mapping[Api, Callable[[Mapping[str, Any]], Prompt]]] = {
     "openai-chat": from_chat,
     "openai-responses": from_responses,
 }
-
-
-_NOTHING: Final = frozenset({Stage.UNSENT, Stage.REFUSED})
-"""The stages of a request that counts nothing."""
 
 
 class Meter:
@@ -97,15 +89,7 @@ class Meter:
         read: Callable[[], Prompt] | None = None,
         api: Api | None = None,
     ) -> None:
-        self._model = model
-        self._served: str | None = None
-        self._provider = provider
-        self._provider_url = bare_url(provider_url)
-        self._read_prompt = read
-        self._api: Api | None = api
-        self._prompt: Prompt | None = None
-        self._input: Count | None = None
-        self._input_family = UNKNOWN
+        self._request = Request(model=model, provider=provider, provider_url=provider_url, read=read, api=api)
         self._seen = Delivered()
         self._text = self._seen.text
         self._reader = Reader(self._seen)
@@ -115,7 +99,6 @@ class Meter:
         self._reported = NONE
         self._finish_reason: str | None = None
         self._usage = ResponseUsage()
-        self._stage = Stage.UNSENT
         self._is_late = self._lost = self._settled = False
 
     @classmethod
@@ -148,12 +131,12 @@ class Meter:
 
     def sent(self) -> None:
         """The request goes out: from here on it counts, and a tokenizer is loaded, unless one is, in the background."""
-        self._apply(Step.SEND)
-        prepare(self._model)
+        self._request.apply(Step.SEND)
+        prepare(self._request.model)
 
     def opened(self) -> None:
         """The provider accepted the request."""
-        self._apply(Step.OPEN)
+        self._request.apply(Step.OPEN)
 
     @harmless
     def failed(self, error: BaseException, *, cut: bool = False) -> None:
@@ -165,7 +148,7 @@ class Meter:
         """
         step = step_of(error)
         if not (cut and step is Step.LOSE):
-            self._apply(step)
+            self._request.apply(step)
 
     @harmless
     def served(self, *, model: str | None, provider: str | None, provider_url: str | None, api: Api | None) -> None:
@@ -177,21 +160,12 @@ class Meter:
             provider_url: The provider's base URL.
             api: Which of OpenAI's interfaces the answer comes through, if that is known.
         """
-        # A last chunk with the usage may have the name that was asked for again.
-        if model and (self._served is None or family_of(model) is not UNKNOWN):
-            self._served = model
-        self._provider, self._provider_url = provider or self._provider, bare_url(provider_url) or self._provider_url
-        self._api = api or self._api
+        self._request.served(model=model, provider=provider, provider_url=provider_url, api=api)
 
     @harmless
     def asked(self, request: Mapping[str, Any], *, api: Api, model: str | None, url: str | None) -> None:
         """Note the request's body as it was sent, in place of what was thought to be sent."""
-        if self._input is None:
-            self._read_prompt, self._prompt = partial(_BUILD[api], request), None
-            self._model, self._provider_url, self._api = model or self._model, bare_url(url), api
-
-    def _apply(self, step: Step) -> None:
-        self._stage = STEPS[self._stage].get(step, self._stage)
+        self._request.asked(partial(_BUILD[api], request), api=api, model=model, url=url)
 
     # --- feeding ----------------------------------------------------------------------------------------------
 
@@ -263,7 +237,7 @@ class Meter:
             known = reported if isinstance(reported, Reported) else from_usage(reported)
             self._reported, self._finish_reason = known, finish_reason
             if ended:
-                self._apply(Step.END)
+                self._request.apply(Step.END)
 
     def settle(
         self,
@@ -288,7 +262,8 @@ class Meter:
         _ = self.usage
         self._settled = True
         # What was only kept to be counted is not needed any more.
-        self._seen, self._text, self._parts, self._read_prompt, self._prompt = Delivered(), [], (), None, None
+        self._seen, self._text, self._parts = Delivered(), [], ()
+        self._request.forget()
 
     # --- reading ----------------------------------------------------------------------------------------------
 
@@ -296,9 +271,10 @@ class Meter:
     def usage(self) -> ResponseUsage:
         """The usage so far: one object for the life of the meter, brought up to date on each read."""
         if not self._settled:
+            self._request.told = self._reader.model
             reported = self.reported
             record = attempt(lambda: self._record(reported), None) or self._bounds()
-            fill(self._usage, record, reported, sent=self._stage not in _NOTHING)
+            fill(self._usage, record, reported, sent=not self._request.is_nothing)
         return self._usage
 
     def usage_in_message(self, plain: RequestUsage | None) -> ResponseUsage:
@@ -312,7 +288,7 @@ class Meter:
         # Nothing is estimated here: pydantic-ai makes such a message of every event, for its limits.
         asked = Count.unknown(plain.input_tokens)
         answered = Count.unknown(0 if self._opens_with_placeholder() else plain.output_tokens)
-        record = UsageRecord(asked, answered, Count.unknown(), Count.unknown(), **self._named())
+        record = UsageRecord(asked, answered, Count.unknown(), Count.unknown(), **self._request.names())
         return self._usage._for_message(plain, record)
 
     @property
@@ -329,17 +305,17 @@ class Meter:
         """What is certain of an answer that cannot be counted: each delta was a token at least."""
         unknown = Count.unknown()
         least = Count.unknown(self._seen.deltas)
-        return UsageRecord(unknown, least, unknown, unknown, complete=self._stage is Stage.ENDED)
+        return UsageRecord(unknown, least, unknown, unknown, complete=self._request.stage is Stage.ENDED)
 
     def _record(self, reported: Reported) -> UsageRecord:
-        if self._stage in _NOTHING:
+        if self._request.is_nothing:
             return UsageRecord(NOTHING, NOTHING, NOTHING, NOTHING)
-        if self._stage is Stage.LOST:
+        if self._request.stage is Stage.LOST:
             unknown = Count.unknown()
-            return UsageRecord(unknown, unknown, unknown, unknown, **self._named())
-        family, final = self._family(), self._is_final(reported)
-        settled = settles_input(reported, family=family, prompt=self._read, final=final)
-        asked = input_count(reported, self._asked, family=family, settled=settled)
+            return UsageRecord(unknown, unknown, unknown, unknown, **self._request.names())
+        family, final = self._request.family, self._is_final(reported)
+        settled = settles_input(reported, family=family, prompt=self._request.prompt, final=final)
+        asked = input_count(reported, self._request.count, family=family, settled=settled)
         known = NONE if self._opens_with_placeholder() and not final else reported
         output = output_count(known, lambda: self._estimate().output, final=final, covers=self._covers(reported))
         whole = output.source == "reported"
@@ -356,20 +332,16 @@ class Meter:
             output,
             cached,
             reasoning,
-            complete=self._stage is Stage.ENDED,
+            complete=self._request.stage is Stage.ENDED,
             hidden_reasoning=hidden,
             others=tuple((name, amount) for name, amount in reported.others if amount),
             cost=reported.cost if settled and whole else None,
-            **self._named(),
+            **self._request.names(),
         )
-
-    def _named(self) -> dict[str, Any]:
-        """The names that a record is priced by."""
-        return {"model": self._model_name(), "provider": self._provider, "provider_url": self._provider_url}
 
     def _is_final(self, reported: Reported) -> bool:
         """Whether the reported usage came with the end of the answer, or after it."""
-        if self._stage is Stage.ENDED:
+        if self._request.stage is Stage.ENDED:
             return True
         return self._reader.is_final if reported is self._reader.reported else self._finish_reason is not None
 
@@ -382,36 +354,25 @@ class Meter:
 
     def _said_all(self) -> bool:
         """Whether the model came to the end of its answer, even if the stream did not."""
-        return self._stage is Stage.ENDED or (self._finish_reason or self._reader.finish_reason) is not None
+        return self._request.stage is Stage.ENDED or (self._finish_reason or self._reader.finish_reason) is not None
 
     def _opens_with_placeholder(self) -> bool:
         """Whether an early output count is none: Anthropic's means nothing until the finish reason comes."""
-        return self._provider == "anthropic" or self._family().is_claude
-
-    def _asked(self) -> Count:
-        """The request, estimated once, and again where only the chunks say which model it is."""
-        family = self._family()
-        if self._input is None or family is not self._input_family:
-            prompt = self._read()
-            api, url = self._api, self._provider_url
-            counted = None if prompt is None else attempt(lambda: count_prompt(prompt, family, api, url), None)
-            self._input, self._input_family = counted or Count.unknown(), family
-        # Until a status comes the request may still be refused, and then counts nothing.
-        return replace(self._input, low=0) if self._stage is Stage.SENT else self._input
+        return self._request.provider == "anthropic" or self._request.family.is_claude
 
     def _estimate(self) -> Answer:
         """The answer, estimated again if more of it has arrived."""
-        seen, family, thinking, ended = self._seen, self._family(), self._reader.thinking, self._said_all()
+        seen, family, thinking, ended = self._seen, self._request.family, self._reader.thinking, self._said_all()
         deltas = seen.deltas
         state = (deltas, len(seen.calls), len(seen.natives), seen.sealed, family.name, thinking, ended, self._lost)
         if self._answer is None or state != self._answer_at:
-            prompt = self._read()
+            prompt = self._request.prompt()
             count = partial(
                 count_answer,
                 deltas=deltas,
                 family=family,
                 prompt=prompt,
-                api=self._api,
+                api=self._request.api,
                 thinking=thinking,
                 ended=ended,
                 lost=self._lost,
@@ -423,20 +384,3 @@ class Meter:
             self._answer = answer if self._answer is None else answer.not_below(self._answer)
             self._answer_at = state
         return self._answer
-
-    def _family(self) -> Family:
-        return family_of(self._model_name())
-
-    def _model_name(self) -> str | None:
-        """The model that answers, by its own account; by the request where that is no name that is known here."""
-        served = self._served or self._reader.model
-        if served is None or (family_of(served) is UNKNOWN and family_of(self._model) is not UNKNOWN):
-            return self._model
-        return served
-
-    def _read(self) -> Prompt | None:
-        if self._prompt is None and self._read_prompt is not None:
-            self._prompt = attempt(self._read_prompt, None)
-            if self._prompt is None:
-                self._read_prompt = None
-        return self._prompt

@@ -1,111 +1,118 @@
-"""The life of one request, as its meter sees it: one table, and a function that reads an error.
+"""The request that a meter counts: how far it came, whom it asked, who answers, and how large it is.
 
-A request that was refused, or that never reached a server, counts nothing. A connection that broke after the request
-went out and before a status came leaves nothing but unknowns: the provider may have answered, and billed. Until a
-status came, the request may still be refused, so its lower bound is zero.
-
-The errors of a dozen SDKs and HTTP libraries come by here, most of them wrapped in one another, and none of those
-libraries need be installed. They are told apart by what they have in common: a `status_code`, the `phase` that
-pydantic-ai gives a connection error, and the class names that the HTTP libraries share.
+Which model answers is known for certain only once the stream is open: a fallback, a router or a deployment may have any
+name of its own. So all that follows from the model (how to count, what it costs) is looked up when it is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from enum import Enum
-from typing import Any, Final, cast
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
-__all__ = ("STEPS", "Stage", "Step", "step_of")
+from .._counting import UNKNOWN, Api, Count, Family, Prompt, count_prompt, family_of
+from ._boundary import attempt
+from ._record import bare_url
+from ._stage import STEPS, Stage, Step
 
-
-class Stage(Enum):
-    """Where a request stands."""
-
-    UNSENT = "unsent"
-    SENT = "sent"
-    """It went out, or is about to: no status came yet."""
-    OPEN = "open"
-    """The provider accepted it."""
-    ENDED = "ended"
-    """The answer came to its natural end."""
-    REFUSED = "refused"
-    """An HTTP error status came, or there never was a connection: it counts nothing."""
-    LOST = "lost"
-    """The connection broke before a status came: nothing is known."""
+__all__ = ("Request",)
 
 
-class Step(Enum):
-    """What can happen to a request."""
+class Request:
+    """One request to a model, as far as it is known.
 
-    SEND = "send"
-    OPEN = "open"
-    END = "end"
-    REFUSE = "refuse"
-    LOSE = "lose"
+    Args:
+        model: The name of the model that is asked.
+        provider: The provider's name.
+        provider_url: The provider's base URL.
+        read: Makes the `Prompt` of what is sent; called at most once, and only if the request has to be estimated.
+        api: Which of OpenAI's interfaces it goes through, if any.
 
+    Attributes:
+        stage: How far it came.
+        told: The model's name, as the chunks of a raw stream have told it.
+    """
 
-STEPS: Final[dict[Stage, dict[Step, Stage]]] = {
-    Stage.UNSENT: {Step.SEND: Stage.SENT},
-    Stage.SENT: {
-        Step.OPEN: Stage.OPEN,
-        Step.END: Stage.ENDED,
-        Step.REFUSE: Stage.REFUSED,
-        Step.LOSE: Stage.LOST,
-    },
-    Stage.OPEN: {Step.END: Stage.ENDED},
-    Stage.ENDED: {},
-    Stage.REFUSED: {},
-    Stage.LOST: {},
-}
-"""From each stage, what each step leads to; a step that is not listed changes nothing."""
+    def __init__(
+        self,
+        *,
+        model: str | None,
+        provider: str | None,
+        provider_url: str | None,
+        read: Callable[[], Prompt] | None,
+        api: Api | None,
+    ) -> None:
+        self.stage = Stage.UNSENT
+        self.told: str | None = None
+        self.provider: str | None = provider
+        self.api: Api | None = api
+        self._model = model
+        self._served: str | None = None
+        self._provider_url = bare_url(provider_url)
+        self._read = read
+        self._prompt: Prompt | None = None
+        self._count: Count | None = None
+        self._count_family = UNKNOWN
 
-_UNCONNECTED: Final = frozenset(
-    {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol", "LocalProtocolError"}
-    | {"ClientConnectorError", "ConnectionTimeoutError"}
-    | {"EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError", "SSLError"}
-)
-"""The errors of a request that never went out: httpx's and httpx2's, aiohttp's, botocore's."""
+    def apply(self, step: Step) -> None:
+        """Take a step; one that the table does not list changes nothing."""
+        self.stage = STEPS[self.stage].get(step, self.stage)
 
+    @property
+    def is_nothing(self) -> bool:
+        """Whether it counts nothing: it was not sent, or it was refused."""
+        return self.stage in (Stage.UNSENT, Stage.REFUSED)
 
-def step_of(error: BaseException) -> Step:
-    """Return what an error that came instead of an answer says of the request: `REFUSE` or `LOSE`."""
-    if isinstance(error, BaseExceptionGroup):
-        # All the models of a fallback failed: one that may have answered is enough for doubt.
-        group = cast("BaseExceptionGroup[BaseException]", error)
-        lost = any(step_of(one) is Step.LOSE for one in group.exceptions)
-        return Step.LOSE if lost else Step.REFUSE
-    errors = list(_chain(error))
-    # pydantic-ai gives an error inside an open stream the status that it would have had before the stream.
-    in_stream = any(getattr(one, "in_stream", False) for one in errors)
-    return Step.REFUSE if not in_stream and any(map(_is_refusal, errors)) else Step.LOSE
+    def served(self, *, model: str | None, provider: str | None, provider_url: str | None, api: Api | None) -> None:
+        """Note who answers; see `Meter.served`."""
+        # A last chunk with the usage may have the name that was asked for again.
+        if model and (self._served is None or family_of(model) is not UNKNOWN):
+            self._served = model
+        self.provider, self._provider_url = provider or self.provider, bare_url(provider_url) or self._provider_url
+        self.api = api or self.api
 
+    def asked(self, read: Callable[[], Prompt], *, api: Api, model: str | None, url: str | None) -> None:
+        """Note what was sent, in place of what was thought to be sent; see `Meter.asked`."""
+        if self._count is None:
+            self._read, self._prompt = read, None
+            self._model, self._provider_url, self.api = model or self._model, bare_url(url), api
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and its causes, outermost first."""
-    cause: BaseException | None = error
-    seen: set[int] = set()
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        yield cause
-        cause = cause.__cause__
+    @property
+    def model(self) -> str | None:
+        """The model that answers, by its own account; by the request where that is no name that is known here."""
+        served = self._served or self.told
+        if served is None or (family_of(served) is UNKNOWN and family_of(self._model) is not UNKNOWN):
+            return self._model
+        return served
 
+    @property
+    def family(self) -> Family:
+        """The family of the model that answers."""
+        return family_of(self.model)
 
-def _is_refusal(error: BaseException) -> bool:
-    if getattr(error, "phase", None) in ("pool", "connect"):
-        return True
-    if not _UNCONNECTED.isdisjoint(kind.__name__ for kind in type(error).__mro__):
-        return True
-    return any(type(status) is int and 400 <= status < 600 for status in _statuses(error))
+    def names(self) -> dict[str, Any]:
+        """The names that a record is priced by."""
+        return {"model": self.model, "provider": self.provider, "provider_url": self._provider_url}
 
+    def prompt(self) -> Prompt | None:
+        """What was asked, read once; `None` where that is not known."""
+        if self._prompt is None and self._read is not None:
+            self._prompt = attempt(self._read, None)
+            if self._prompt is None:
+                self._read = None
+        return self._prompt
 
-def _statuses(error: BaseException) -> Iterator[object]:
-    """What may be an HTTP status: of openai, anthropic and pydantic-ai, of google, of httpx, of botocore."""
-    yield getattr(error, "status_code", None)
-    yield getattr(error, "code", None)
-    response: Any = getattr(error, "response", None)
-    if isinstance(response, Mapping):
-        response = cast("Mapping[str, Any]", response)
-        about = response.get("ResponseMetadata")
-        yield cast("Mapping[str, Any]", about).get("HTTPStatusCode") if isinstance(about, Mapping) else None
-    else:
-        yield getattr(response, "status_code", None)
+    def count(self) -> Count:
+        """Its tokens, estimated once, and again where another model turns out to answer."""
+        family = self.family
+        if self._count is None or family is not self._count_family:
+            prompt = self.prompt()
+            api, url = self.api, self._provider_url
+            counted = None if prompt is None else attempt(lambda: count_prompt(prompt, family, api, url), None)
+            self._count, self._count_family = counted or Count.unknown(), family
+        # Until a status comes the request may still be refused, and then counts nothing.
+        return replace(self._count, low=0) if self.stage is Stage.SENT else self._count
+
+    def forget(self) -> None:
+        """Let go of what was asked, which is needed only to count."""
+        self._read = self._prompt = None
