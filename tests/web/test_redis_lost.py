@@ -113,15 +113,15 @@ def test_the_place_before_a_place() -> None:
 # --- what others write -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("small_ones_first", "limit"), [(0, 16_000_000), (3, 28_000_000)])
+@pytest.mark.parametrize(("small_ones_first", "limit"), [(0, 9_000_000), (3, 15_000_000)])
 async def test_entries_of_any_size_are_read_a_few_at_a_time(
     redis_server: RedisServer, small_ones_first: int, limit: int
 ) -> None:
-    """20 entries of 2 MB that somebody else wrote under our key cost workers that start the memory of a few."""
+    """20 entries of 1 MB that somebody else wrote under our key cost workers that start the memory of a few."""
     for _ in range(small_ones_first):
         redis_server.command("XADD", KEY, "*", "any", "thing")
     for _ in range(20):
-        redis_server.command("XADD", KEY, "*", "any", b"x" * 2_000_000)
+        redis_server.command("XADD", KEY, "*", "any", b"x" * 1_000_000)
     tracemalloc.start()
     try:
         async with workers(redis_server.url, stop_timeout=LIMIT) as (a, b):
@@ -226,7 +226,7 @@ async def test_a_key_that_somebody_else_uses_is_a_refusal(
 # --- moved -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_fail_over_behind_one_address(redis_server: RedisServer) -> None:
+async def test_a_fail_over_behind_one_address(redis_server: RedisServer, impatient: None) -> None:
     """The old primary lives on as a replica, with its connections: the first stop afterwards is taken and arrives."""
     with RedisServer() as new:
         async with Address(redis_server.port) as address, workers(address.url) as (a, b):
