@@ -14,7 +14,7 @@ from pydantic_ai import Agent
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
-from cancelstream import CancellableStreamedResponse, PeekableAsyncStream, open_stream, run_stream_events
+from cancelstream import CancellableStreamedResponse, PeekableAsyncStream, open_stream, run_stream, run_stream_events
 from cancelstream.testing import Answer, ScriptedServer, StartServer, Text
 
 LIMIT = 10.0
@@ -38,6 +38,13 @@ async def by_events(client: AsyncOpenAI) -> AsyncIterator[str]:
     agent = Agent(OpenAIChatModel("gpt-4o", provider=OpenAIProvider(openai_client=client)))
     async with run_stream_events(agent, "go") as result:
         async for text in result.stream_text(delta=True):
+            yield text
+
+
+async def by_run(client: AsyncOpenAI) -> AsyncIterator[str]:
+    agent = Agent(OpenAIChatModel("gpt-4o", provider=OpenAIProvider(openai_client=client)))
+    async with run_stream(agent, "go") as result:
+        async for text in result.stream_text(delta=True, debounce_by=None):
             yield text
 
 
@@ -84,7 +91,7 @@ def ask(scripted_server: StartServer) -> Iterator[Ask]:
         gc.collect()
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("door", [by_run, *DOORS])
 def test_a_whole_answer(door: Door, ask: Ask) -> None:
     """All of it passes."""
     steps, _ = ask(door, Answer(Text("a ", "b ", "c ")))

@@ -10,12 +10,16 @@ A block that is left when the answer is whole and handed out ends the run as rea
 and its messages are whole.
 
 Known limits. As in pydantic-ai, the first text is taken for the final answer. A tool written as a plain function runs
-in a thread that nobody can stop: it is left to finish, and its result is dropped.
+in a thread that nobody can stop: it is left to finish, and its result is dropped. A generator around a run that a host
+drives step by step, and drops half way on a loop that is closed, is never noticed: pydantic-ai's scopes hold the task
+that entered the run, and that task holds the generator.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from copy import copy
@@ -43,6 +47,8 @@ from ._options import RunOptions, accept_options
 
 __all__ = ("CancellableRun", "run_stream")
 
+_logger = logging.getLogger("cancelstream")
+
 T = TypeVar("T")
 OutputT = TypeVar("OutputT")
 DepsT = TypeVar("DepsT")
@@ -59,6 +65,7 @@ class CancellableRun(RunHandle, RunMembers[OutputT], Generic[OutputT]):
     _absorbed: RunCancelled | None = None
     _task: asyncio.Task[Any] | None = None
     """The task that enters the run, while it does."""
+    _entered_in: weakref.ref[asyncio.Task[Any]] | None = None
     _asked_for = 0
     """How often that task was cancelled by a stop."""
 
@@ -84,6 +91,7 @@ class CancellableRun(RunHandle, RunMembers[OutputT], Generic[OutputT]):
         self._state.on_stream = self._watch
         self._state.on_run_start = self._stop_if_cut
         task = self._task = asyncio.current_task()
+        self._entered_in = None if task is None else weakref.ref(task)
         before = 0 if task is None else task.cancelling()
         context = self._agent.run_stream(self._prompt, **self._kwargs)
         try:
@@ -153,9 +161,21 @@ class CancellableRun(RunHandle, RunMembers[OutputT], Generic[OutputT]):
         self._context = None
         try:
             return await context.__aexit__(kind, error, traceback)
+        except (RuntimeError, ValueError) as complaint:
+            if not self._was_entered_in_a_step():
+                raise
+            # pydantic-ai's scopes and context variables are those of a task that is gone. They go with it, and the run
+            # has ended: there is nothing that its complaint could still be about.
+            _logger.debug("leaving a run in another task than it was entered in raised %s", type(complaint).__name__)
+            return None
         finally:
             await self._end_tasks()
             self._finished()
+
+    def _was_entered_in_a_step(self) -> bool:
+        """Whether the task that entered the run has ended: a host drives our caller step by step, each in a task."""
+        task = None if self._entered_in is None else self._entered_in()
+        return task is None or task.done()
 
     async def _end(self, result: StreamedRunResult[Any, OutputT]) -> None:
         """Do what reading on to the end would do, for a run that is left when its answer is whole.

@@ -80,6 +80,7 @@ class Reply(Generic[T]):
 
     def ask(self, request: Callable[[], object], context: Context | None = None) -> T:
         """Have the loop call `request`, and wait for what it set, or raise what it failed with."""
+        value: T
         value, error = self._mailbox.ask(request, context)
         if error is not None:
             try:
@@ -117,7 +118,7 @@ class MainLoop:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.leave = {}
+        self.leave: dict[object, Callable[[], asyncio.Task[None] | None]] = {}
 
     def mailbox(self) -> Mailbox[Any]:
         return _DrivenMailbox(self.loop)
