@@ -265,6 +265,9 @@ def from_anthropic(payload: Row) -> Iterator[Any]:
             yield PartDeltaEvent(index=index, delta=TextPartDelta(delta["text"]))
         case "thinking_delta":
             yield PartStartEvent(index=index, part=ThinkingPart(delta["thinking"]))
+        case "citations_delta":
+            # pydantic-ai has its own form of a citation: here it only matters that there is one.
+            yield PartDeltaEvent(index=index, delta=TextPartDelta("", citations_delta=[delta["citation"]]))
         case "input_json_delta":
             yield PartDeltaEvent(index=index, delta=ToolCallPartDelta(args_delta=delta["partial_json"]))
         case _:

@@ -36,9 +36,10 @@ class Delivered:
         sealed: Whether there was reasoning that came encrypted, or not at all.
         messages: The messages that the text is in, where that shows.
         choices: The text of further choices, where several were asked for.
+        cited: The parts of the text that cite something.
     """
 
-    __slots__ = ("_strange", "calls", "choices", "messages", "natives", "sealed", "text", "thinking")
+    __slots__ = ("_strange", "calls", "choices", "cited", "messages", "natives", "sealed", "text", "thinking")
 
     def __init__(self) -> None:
         self.text: list[str] = []
@@ -47,6 +48,7 @@ class Delivered:
         self.natives: set[str] = set()
         self.messages: set[Hashable] = set()
         self.choices: dict[Hashable, list[str]] = {}
+        self.cited: set[Hashable] = set()
         self._strange: set[Hashable] = set()
         self.sealed = False
 

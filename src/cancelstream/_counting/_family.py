@@ -102,6 +102,7 @@ class Family:
         symbols: Tokens to add for each sign that is neither ASCII nor a letter.
         thinking: Whether reasoning that streams is what was billed, or a summary of it.
         hides: Whether these models may reason where nobody sees it, unless they are told not to.
+        citation: Tokens of a part of the text that cites something, beside its text.
         ending: Tokens that end an answer, and are counted when it came to its end.
         unseen: Tokens that an answer of these models may have beside what arrives, at the most.
         turn: Tokens around each message of a prompt.
@@ -127,6 +128,7 @@ class Family:
     symbols: float = 0
     thinking: Literal["counted", "summary"] = "counted"
     hides: bool = False
+    citation: float = 0
     ending: int = 1
     unseen: int = 0
     turn: float = 4
@@ -202,7 +204,7 @@ def sampled(text: str, most: int) -> list[str]:
 
 
 def _counted(count: _tokens.Tokenizer, text: str) -> int:
-    """The tokens of a text: in one pass, or in pieces where one word of it is so long that a tokenizer gets stuck."""
-    if len(text) <= _PIECE or max(map(len, text.split()), default=0) <= _PIECE:
+    """The tokens of a text: in one pass, or in pieces where it has next to no spaces, which gets a tokenizer stuck."""
+    if len(text) <= 5 * _PIECE or 20 * (text.count(" ") + text.count("\n")) > len(text):
         return count(text)
     return sum(count(text[start : start + _PIECE]) for start in range(0, len(text), _PIECE))

@@ -57,6 +57,7 @@ _CLAUDE: Final = Family(
     symbols=5,
     thinking="summary",
     hides=True,
+    citation=15,
     ending=3,
     turn=2,
     opening=6,

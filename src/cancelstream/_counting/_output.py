@@ -55,6 +55,7 @@ def count_answer(
     api: Api | None = None,
     thinking: bool | None = None,
     ended: bool = False,
+    at_limit: bool = False,
     lost: bool = False,
 ) -> Answer:
     """Estimate an answer that its provider has not counted.
@@ -67,6 +68,7 @@ def count_answer(
         api: Which of OpenAI's interfaces it came through.
         thinking: Whether the provider said that the model reasons, if it did.
         ended: Whether it came to its natural end.
+        at_limit: Whether that was the limit that the request sets.
         lost: Whether more of it had arrived than could be read.
     """
     whole = family.count(seen.text[0] if len(seen.text) == 1 else "".join(seen.text))
@@ -81,7 +83,10 @@ def count_answer(
     else:
         pieces = sum(len(call) - 1 for call in seen.calls.values())
         whole = _reconciled(whole, deltas - pieces) + _calls(seen, family, prompt, api)
-    if ended and (seen.text or not seen.calls):
+    if seen.cited and family.citation:
+        number = len(seen.cited)
+        whole += Tokens(family.citation * number, 0, 3 * family.citation * number, "", False)
+    if ended and not at_limit and (seen.text or not seen.calls):
         whole += _ending(seen, family, prompt, api)
     asked = prompt.thinking if prompt is not None and prompt.thinking is not None else thinking
     hidden = _hides(seen, family, asked)
@@ -93,7 +98,7 @@ def count_answer(
         return Answer(Count.unknown(low, limit, method), Count.unknown(0, limit), hidden)
     value, low, high = round(whole.value), int(whole.low), ceil(whole.high)  # in order, since these are
     if limit is not None:
-        value = max(low, min(value, limit))
+        value = max(low, limit if at_limit and limit <= high + family.unseen else min(value, limit))
     if lost or not family.name or not deltas or _unseen_tools(prompt, api):
         # More had arrived, or the model is not known, or nothing visible came: only the limit bounds it.
         most = limit

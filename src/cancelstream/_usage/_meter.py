@@ -67,6 +67,10 @@ _BUILD: Final[Mapping[Api, Callable[[Mapping[str, Any]], Prompt]]] = {
 }
 
 
+_AT_LIMIT: Final = frozenset({"length"})
+"""Why an answer ended that reached the limit of its request, in the chat API's words and in pydantic-ai's."""
+
+
 class Meter:
     """Counts one response while it streams; not shared between responses.
 
@@ -177,9 +181,15 @@ class Meter:
             if delta.part_delta_kind == "text":
                 if delta.content_delta:
                     self._text.append(delta.content_delta)
+                elif delta.citations_delta:
+                    self._seen.cited.add(event.index)
                 return
         except AttributeError:
             pass
+        self._feed_rest(event)
+
+    def _feed_rest(self, event: object) -> None:
+        # Apart, since a function that makes a closure of its arguments reads each of them more slowly.
         if not attempt(lambda: self._feed_other(event), otherwise=False):
             self._lost = True
 
@@ -354,7 +364,11 @@ class Meter:
 
     def _said_all(self) -> bool:
         """Whether the model came to the end of its answer, even if the stream did not."""
-        return self._request.stage is Stage.ENDED or (self._finish_reason or self._reader.finish_reason) is not None
+        return self._request.stage is Stage.ENDED or self._why_ended() is not None
+
+    def _why_ended(self) -> str | None:
+        """Why the answer ended, once the provider said so."""
+        return self._finish_reason or self._reader.finish_reason
 
     def _opens_with_placeholder(self) -> bool:
         """Whether an early output count is none: Anthropic's means nothing until the finish reason comes."""
@@ -364,7 +378,9 @@ class Meter:
         """The answer, estimated again if more of it has arrived."""
         seen, family, thinking, ended = self._seen, self._request.family, self._reader.thinking, self._said_all()
         deltas = seen.deltas
-        state = (deltas, len(seen.calls), len(seen.natives), seen.sealed, family.name, thinking, ended, self._lost)
+        at_limit = self._why_ended() in _AT_LIMIT
+        found = (deltas, len(seen.calls), len(seen.natives), len(seen.cited), seen.sealed)
+        state = (*found, family.name, thinking, ended, at_limit, self._lost)
         if self._answer is None or state != self._answer_at:
             prompt = self._request.prompt()
             count = partial(
@@ -375,6 +391,7 @@ class Meter:
                 api=self._request.api,
                 thinking=thinking,
                 ended=ended,
+                at_limit=at_limit,
                 lost=self._lost,
             )
             arrived = seen if self._is_late or not self._parts else seen.in_whole_parts(self._parts)
