@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from openai import AsyncOpenAI
-from pydantic_ai import Agent, ModelRequest, RunUsage, UsageLimits
+from pydantic_ai import Agent, ModelRequest, ModelResponse, RunUsage, UsageLimits
 from pydantic_ai.capabilities import ModelFallback
 from pydantic_ai.models import ModelRequestParameters
 from pydantic_ai.models.fallback import FallbackModel
@@ -93,6 +93,10 @@ async def run_door(door: str, model: Any, used: RunUsage, *capabilities: Any) ->
     if door in ("run_stream", "run_stream_events"):
         run = (run_stream if door == "run_stream" else run_stream_events)(agent, PROMPT, usage=used)
         await fail(read(run))
+        for message in run.all_messages():
+            if isinstance(message, ModelResponse):
+                assert not message.usage.has_values()
+                assert "cancelstream" not in (message.metadata or {})
         return run.usage
     own = Agent(model, capabilities=[*capabilities, Cancellable()])
     if door == "capability":
@@ -112,8 +116,13 @@ async def ignore(_context: Any, events: Any) -> None:
 DOORS = ("run_stream", "run_stream_events", "capability", "run", "iter")
 
 
-@pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize("kind", [*REFUSALS, *LOSSES])
+@pytest.mark.parametrize(
+    ("door", "kind"),
+    [
+        *(("run_stream", kind) for kind in (*REFUSALS, *LOSSES)),
+        *((door, kind) for door in DOORS[1:] for kind in ("429", "nobody listens", "lost")),
+    ],
+)
 async def test_a_run(scripted_server: StartServer, make_client: MakeClient, spans: Any, kind: str, door: str):
     """Nothing of it is in the shared sum, in the span, in the messages or in the cost; as in pydantic-ai alone."""
     used = RunUsage()
