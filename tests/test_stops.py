@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic_ai import CancellationToken
 
 from cancelstream import _stops
-from cancelstream._stops import MemoryStopRegistry, StopRegistry
+from cancelstream._stops import MemoryStopRegistry, StopRegistry, _early, _stopper
 
 
 class Stream:
@@ -37,7 +37,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         nonlocal now
         now += seconds
 
-    monkeypatch.setattr(_stops.time, "monotonic", lambda: now)
+    monkeypatch.setattr(_early.time, "monotonic", lambda: now)
     return advance
 
 
@@ -229,7 +229,7 @@ async def test_a_cancel_coroutine_that_raises_is_logged(caplog: pytest.LogCaptur
     registry.register("broken", broken, owner="me")
     assert await registry.stop("broken", owner="me") == "stopped"
     await asyncio.wait_for(ended.wait(), 5)
-    await asyncio.wait_for(asyncio.gather(*_stops._cancelling), 5)
+    await asyncio.wait_for(asyncio.gather(*_stopper._cancelling), 5)
     assert "coroutine raised" in caplog.text
 
 
@@ -295,17 +295,17 @@ async def test_one_owners_flood_pushes_out_only_that_owners_stops() -> None:
     """The newest of the flood are kept, and so is the stop of somebody else that came before it."""
     registry, hers, newest, oldest = MemoryStopRegistry(), Stream(), Stream(), Stream()
     await registry.stop("early", owner="her")
-    for number in range(_stops.EARLY_PER_OWNER + 1):
+    for number in range(_early.EARLY_PER_OWNER + 1):
         await registry.stop(str(number), owner="flood")
     registry.register("early", hers.cancel, owner="her")
     registry.register("0", oldest.cancel, owner="flood")
-    registry.register(str(_stops.EARLY_PER_OWNER), newest.cancel, owner="flood")
+    registry.register(str(_early.EARLY_PER_OWNER), newest.cancel, owner="flood")
     assert (hers.reasons, oldest.reasons, newest.reasons) == (["user"], [], ["user"])
 
 
 async def test_many_owners_early_stops_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """The owner who has been quiet for longest makes room, and one who asks again counts as new."""
-    monkeypatch.setattr(_stops, "EARLY_IN_ALL", 3)
+    monkeypatch.setattr(_early, "EARLY_IN_ALL", 3)
     registry = MemoryStopRegistry()
     for owner in ("first", "second", "first", "third", "fourth"):
         await registry.stop(f"of {owner}", owner=owner)
@@ -331,7 +331,7 @@ async def test_what_has_expired_is_let_go_by_the_next_stop(clock: Callable[[floa
     [
         pytest.param(3000, 1024, id="3 thousand"),
         pytest.param(
-            1_000_000, _stops.EARLY_IN_ALL, id="1 million", marks=[pytest.mark.soak, pytest.mark.timeout(600)]
+            1_000_000, _early.EARLY_IN_ALL, id="1 million", marks=[pytest.mark.soak, pytest.mark.timeout(600)]
         ),
     ],
 )
@@ -339,7 +339,7 @@ async def test_a_flood_of_random_ids_costs_bounded_memory(
     stops: int, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether one stranger sends them or a new one each time; and a stream that lives meanwhile is stopped as ever."""
-    monkeypatch.setattr(_stops, "EARLY_IN_ALL", kept)
+    monkeypatch.setattr(_early, "EARLY_IN_ALL", kept)
     registry, stream = MemoryStopRegistry(), Stream()
     registry.register("a", stream.cancel, owner="me")
     for owner in (lambda number: "one", str):

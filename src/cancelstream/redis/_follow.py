@@ -66,6 +66,7 @@ class Follower:
         self._take = take
         self._place: Place | None = None
         self._cut_off = False
+        self._on_replica = False
         self._tell_again = 0.0
         self._following: asyncio.Task[None] | None = None
 
@@ -118,8 +119,11 @@ class Follower:
                 self._is_connected()
             if waited and not entries:
                 if await is_replica(self._client):
-                    logger.info("the Redis that stops are read from is a replica now: asking its address again")
+                    if not self._on_replica:
+                        logger.info("the Redis that stops are read from is a replica now: asking its address again")
+                    self._on_replica = True
                     return
+                self._on_replica = False
                 self._place = await self._confirmed(self._place)
             count = _next_count(count, entries)
 

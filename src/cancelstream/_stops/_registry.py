@@ -1,39 +1,20 @@
-"""Find a live stream by its id and its owner, and stop it.
-
-A stream is known by one key, a digest of its owner and its id together. So a stop with the wrong owner finds
-nothing, exactly as a stop with an unknown id does: there is no ownership check that could be forgotten, and no
-answer that tells the two apart. The digest has one size whatever a stranger sends, and it is all that ever leaves
-the process: neither ids nor owners do.
-
-A stop may come before its stream (the button was quick, a worker was still starting, Redis was away). It is
-remembered for `ttl` seconds and given to the stream when that registers. A flood of made-up ids costs bounded
-memory: each owner has a share of its own, so one owner's flood pushes out only what that owner asked for.
-
-Known limits: an id belongs to one stream at a time, and `MemoryStopRegistry` knows only its own process. It is made
-for one event loop. A cancel callable is called in the loop that asks for the stop, so one that is registered for
-another loop's stream must be safe from there (ours and `CancellationToken.cancel` are, `task.cancel` is not).
-"""
+"""The registry: who is live, under which key, and what becomes of a stop."""
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-import logging
 import secrets
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from functools import partial
 from hashlib import blake2b
 from types import TracebackType
-from typing import Any, Final, Literal, Protocol, Self
+from typing import Literal, Protocol, Self
 
-from ._errors import named
-from ._state import checked_reason
+from .._errors import named
+from .._state import checked_reason
+from ._early import EarlyStops
+from ._stopper import Stopper
 
-__all__ = ("MemoryStopRegistry", "Registration", "StopOutcome", "StopRegistry", "Stopper", "checked_seconds", "keys")
-
-logger = logging.getLogger("cancelstream")
+__all__ = ("MemoryStopRegistry", "Registration", "StopOutcome", "StopRegistry", "checked_seconds", "keys")
 
 StopOutcome = Literal["stopped", "requested", "unavailable"]
 """What is known when `stop()` answers. None of the three tells whether such a stream exists.
@@ -42,12 +23,6 @@ StopOutcome = Literal["stopped", "requested", "unavailable"]
 stream, or registers it within `ttl`, will stop it. `'unavailable'`: it is not known whether the stop was taken;
 asking again is safe.
 """
-
-EARLY_PER_OWNER: Final = 64
-"""How many stops that came before their stream are kept for one owner: more streams than a person starts at once."""
-
-EARLY_IN_ALL: Final = 16_384
-"""How many are kept for all owners together: at most 12 MB, measured as 691 bytes each when every owner has one."""
 
 
 class StopRegistry(Protocol):
@@ -74,49 +49,6 @@ class StopRegistry(Protocol):
     ) -> None:
         """End it."""
         ...
-
-
-class Stopper:
-    """Calls a stream's cancel callable, once, in the way that it can be called.
-
-    Args:
-        cancel: Called with `reason=` if it takes an argument of that name, and without arguments otherwise. A
-            coroutine that it returns is run in a task.
-
-    Raises:
-        TypeError: It can be called neither way.
-    """
-
-    __slots__ = ("_asked", "_cancel", "_takes_reason")
-
-    def __init__(self, cancel: Callable[..., object]) -> None:
-        self._cancel = cancel
-        self._takes_reason = _takes_reason(cancel)
-        self._asked = False
-
-    def stop(self, reason: str) -> bool:
-        """Stop the stream, and say whether it was told to.
-
-        Once: `task.cancel` called twice would cancel the cleaning up too. What `cancel` raises is logged, because
-        whoever stops a stream by its id is not the one to be told of it.
-        """
-        if self._asked:
-            return True
-        try:
-            outcome = self._cancel(reason=reason) if self._takes_reason else self._cancel()
-        except Exception:
-            logger.exception("a stream's cancel callable raised, and the stream may go on")
-            return False
-        self._asked = True
-        if inspect.iscoroutine(outcome):
-            task = asyncio.get_running_loop().create_task(_log_failure(outcome))
-            _cancelling.add(task)
-            task.add_done_callback(_cancelling.discard)
-        return True
-
-
-_cancelling: Final[set[asyncio.Task[None]]] = set()
-"""The loop keeps no reference to a task that waits, and nobody else has one."""
 
 
 class Registration:
@@ -158,7 +90,7 @@ class MemoryStopRegistry:
     def __init__(self, *, ttl: float = 60.0) -> None:
         self._ttl = checked_seconds("ttl", ttl)
         self._live: dict[bytes, Registration] = {}
-        self._early = _EarlyStops(ttl)
+        self._early = EarlyStops(ttl)
         self._draining: str | None = None
 
     def register(self, stop_id: str | None, cancel: Callable[..., object], *, owner: str) -> Registration:
@@ -248,47 +180,6 @@ class MemoryStopRegistry:
         return "stopped" if registration.stop(reason) else "requested"
 
 
-class _EarlyStops:
-    """Stops that came before their stream, for `ttl` seconds; of too many the oldest go first.
-
-    Both levels are in the order of their last stop, so what has expired is always in front and every operation
-    takes constant time.
-    """
-
-    def __init__(self, ttl: float) -> None:
-        self._ttl = ttl
-        self._owners: OrderedDict[bytes, OrderedDict[bytes, tuple[float, str]]] = OrderedDict()
-        self._count = 0
-
-    def add(self, owner_key: bytes, key: bytes, reason: str) -> None:
-        now = time.monotonic()
-        stops = self._owners.setdefault(owner_key, OrderedDict())
-        self._owners.move_to_end(owner_key)
-        if stops.pop(key, None) is None:
-            self._count += 1
-        stops[key] = (now + self._ttl, reason)
-        if len(stops) > EARLY_PER_OWNER:
-            stops.popitem(last=False)
-            self._count -= 1
-        while self._count > EARLY_IN_ALL or self._first_is_old(now):
-            self._count -= len(self._owners.popitem(last=False)[1])
-
-    def take(self, owner_key: bytes, key: bytes) -> str | None:
-        stops = self._owners.get(owner_key)
-        if stops is None or (stop := stops.pop(key, None)) is None:
-            return None
-        self._count -= 1
-        if not stops:
-            del self._owners[owner_key]
-        expires, reason = stop
-        return reason if time.monotonic() < expires else None
-
-    def _first_is_old(self, now: float) -> bool:
-        """Whether all stops of the owner who has been quiet for longest have expired."""
-        stops = next(iter(self._owners.values()))
-        return next(reversed(stops.values()))[0] <= now
-
-
 def checked_seconds(name: str, value: float) -> float:
     """The time that was given for this argument, or an error that names it."""
     if isinstance(value, bool) or not isinstance(value, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -309,32 +200,3 @@ def keys(stop_id: str, owner: str) -> tuple[bytes, bytes]:
     owner_key = blake2b(owner.encode(errors="surrogatepass"), digest_size=8).digest()
     # No separator is needed between the two, since the first has one size.
     return owner_key, blake2b(owner_key + stop_id.encode(errors="surrogatepass"), digest_size=16).digest()
-
-
-def _takes_reason(cancel: Callable[..., object]) -> bool:
-    """Whether `cancel` is to be called with `reason=`; TypeError when it can be called neither way.
-
-    Asked when the stream registers, because when the stop comes it is too late to say that it cannot be made.
-    """
-    if not callable(cancel):
-        raise TypeError(f"cancel is a function that stops the stream, such as `run.cancel`, not {named(cancel)}")
-    try:
-        signature = inspect.signature(cancel)
-    except ValueError:  # a builtin that does not tell its arguments
-        return False
-    for arguments in ({"reason": ""}, {}):
-        if "reason" in arguments and "reason" not in signature.parameters:
-            continue  # not into **kwargs: who does not name it does not expect it
-        try:
-            signature.bind(**arguments)
-        except TypeError:
-            continue
-        return bool(arguments)
-    raise TypeError(f"{named(cancel)} can be called neither without arguments nor with reason=")
-
-
-async def _log_failure(cancelling: Coroutine[Any, Any, object]) -> None:
-    try:
-        await cancelling
-    except Exception:
-        logger.exception("a stream's cancel coroutine raised, and the stream may go on")
