@@ -19,6 +19,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, cast, get_args
+from weakref import ref
 
 import anyio
 from opentelemetry import trace
@@ -62,9 +63,18 @@ class CancellableModel(WrapperModel):
 
     def __init__(self, wrapped: Model | KnownModelName | str) -> None:
         super().__init__(wrapped)
-        self.state: RunState | None = None
+        self._state: ref[RunState] | None = None
         self._cancelled_jobs: set[str] = set()
         prepare(_asked_of(self.wrapped).name)
+
+    @property
+    def state(self) -> RunState | None:
+        """The state of the run that it serves, which it does not keep: pydantic-ai's objects keep the model."""
+        return None if self._state is None else self._state()
+
+    @state.setter
+    def state(self, state: RunState | None) -> None:
+        self._state = None if state is None else ref(state)
 
     @asynccontextmanager
     async def request_stream(
@@ -223,6 +233,9 @@ class Cancellable(AbstractCapability[Any]):
             if isinstance(error, Exception) or state.leave_reason(error) != "left":
                 state.close_messages()
             raise
+        finally:
+            state.run_ended()
+            self._state = None
 
     async def before_node_run(self, ctx: RunContext[Any], *, node: Any) -> Any:
         """Note the step, and which task drives the run: the hooks before this one run in tasks of their own."""

@@ -11,19 +11,68 @@ import asyncio
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
+from copy import copy
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Final, Protocol, Self
+from weakref import ref
 
-from pydantic_ai import CallToolsNode, ModelRequestNode, RunContext
+from pydantic_ai import CallToolsNode, ModelRequestNode, RunContext, UserPromptNode
+from pydantic_ai.exceptions import RunCancelled
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelRequestPart, ModelResponse
+from pydantic_ai.usage import RunUsage
 
 from ._history import CUT_STATES, lacks_results, mark_interrupted
 from ._response import CancellableStreamedResponse
 from ._upstream.pydantic_ai import continued, next_request_of, was_cancelled_by_its_own_handle
 from ._usage import ResponseUsage
 
-__all__ = ("RunState", "current_run_state", "inside", "is_inside", "provide_run_state")
+__all__ = ("RunState", "cancelled_run", "current_run_state", "inside", "is_inside", "provide_run_state")
+
+
+class Watcher(Protocol):
+    """The handle of a run."""
+
+    def _on_run_start(self) -> None:
+        """The run has a context, and nothing else of it has happened yet."""
+        ...
+
+    def _on_stream(self) -> None:
+        """A stream was made, before its first pull."""
+        ...
+
+
+def _nobody() -> None:
+    """A run without a handle of ours."""
+
+
+_PAST: Final = object()
+"""The step of a run that is over."""
+
+
+@dataclass(frozen=True)
+class PastContext:
+    """What is asked of a run's context when the run is over. The context itself knows all that took part in the run."""
+
+    run_id: str | None
+    conversation_id: str | None
+    usage: RunUsage
+    deadline: datetime | None
+    was_cancelled: bool
+
+    @classmethod
+    def of(cls, context: RunContext[Any]) -> Self:
+        """The same of a context."""
+        return cls(
+            context.run_id,
+            context.conversation_id,
+            context.usage,
+            context.deadline,
+            was_cancelled_by_its_own_handle(context),
+        )
+
+    def cancel(self) -> None:
+        """There is nothing to cancel any more."""
 
 
 class RunState:
@@ -34,20 +83,19 @@ class RunState:
         """The stream that was made last; the open one, if any is."""
         self.usages: list[ResponseUsage] = []
         """The usage of each stream."""
-        self.context: RunContext[Any] | None = None
+        self.context: RunContext[Any] | PastContext | None = None
         """Set when the run begins: it can be cancelled through it from then on."""
         self.messages: list[ModelMessage] | None = None
         """pydantic-ai's own list of the run's messages, which grows as the run goes on."""
         self.node: object = None
         """The step of pydantic-ai's graph that began last."""
         self.owner: asyncio.Task[Any] | None = None
-        """The task that drives the run: its cancellation is the run's."""
+        """The task that drives the run, while it does: its cancellation is the run's."""
+        self._owner_was_cancelled = False
+        self._last_results: list[ModelRequestPart] = []
         self.tasks: set[asyncio.Task[Any]] = set()
         """The tasks in which pydantic-ai calls hooks; they end with the run."""
-        self.on_stream: Callable[[], None] | None = None
-        """Called when a stream was made, before its first pull."""
-        self.on_run_start: Callable[[], None] | None = None
-        """Called when the run has a context, before anything else of it happens."""
+        self._watcher: Callable[[], Watcher | None] = _nobody
         self._asked_at = 0
         """Where the response of the last stream has its place among the messages."""
         self._continues: ModelResponse | None = None
@@ -59,6 +107,10 @@ class RunState:
         self.taken = False
         self.run_id: str | None = None
 
+    def watch_by(self, watcher: Watcher) -> None:
+        """Tell the run's handle what happens; the state, which lives as long as the run, does not keep it."""
+        self._watcher = ref(watcher)
+
     def take(self, run_id: str | None) -> Self:
         """Claim the state for one run."""
         self.taken, self.run_id = True, run_id
@@ -69,14 +121,26 @@ class RunState:
         self.context = context
         self.messages = context.messages
         self.note_task()
-        if self.on_run_start is not None:
-            self.on_run_start()
+        if (watcher := self._watcher()) is not None:
+            watcher._on_run_start()
 
     def step_started(self, context: RunContext[Any], node: object) -> None:
         """The run's own task begins a step."""
         self.owner = asyncio.current_task()
         self.node = node
         self.messages = context.messages
+
+    def run_ended(self) -> None:
+        """The run is over: let go of all that knows the run, and so this state, and keep what will still be asked."""
+        if self.owner is not None:
+            self._owner_was_cancelled = self.owner.cancelling() > 0
+            self.tasks.discard(self.owner)
+            self.owner = None
+        self._last_results = self._results()
+        if not isinstance(self.node, UserPromptNode):
+            self.node = None if self.node is None else _PAST
+        if isinstance(self.context, RunContext):
+            self.context = PastContext.of(self.context)
 
     def stream_made(self, stream: CancellableStreamedResponse, messages: Sequence[ModelMessage]) -> None:
         """A stream was made for a request with these messages; it is the open one until the next."""
@@ -85,8 +149,8 @@ class RunState:
         self._continues = last if isinstance(last, ModelResponse) and last.state == "suspended" else None
         self.usages.append(stream.usage)
         self._asked_at = len(self.messages or ())
-        if self.on_stream is not None:
-            self.on_stream()
+        if (watcher := self._watcher()) is not None:
+            watcher._on_stream()
 
     def note_task(self) -> None:
         """Remember the task that calls a hook of the run."""
@@ -117,10 +181,10 @@ class RunState:
             return "timeout"
         if self.left_as is not None:
             return self.left_as
-        if was_cancelled_by_its_own_handle(context):
+        if context.was_cancelled if isinstance(context, PastContext) else was_cancelled_by_its_own_handle(context):
             return "cancelled"
         # A consumer that prefetches is cancelled in a task of its own when it is merely left, so the run's decides.
-        if self.owner is not None and self.owner.cancelling() > 0:
+        if self._owner_was_cancelled or (self.owner is not None and self.owner.cancelling() > 0):
             return "task_cancelled"
         return "left"
 
@@ -220,10 +284,21 @@ class RunState:
     def _results(self) -> list[ModelRequestPart]:
         """The results that came after the last response and are not in a message yet."""
         node = self.node
+        if node is _PAST:
+            return self._last_results
         request = next_request_of(node) if isinstance(node, CallToolsNode) else None
         if isinstance(node, ModelRequestNode):
             request = node.request
         return [] if request is None else [part for part in request.parts if part.part_kind != "user-prompt"]
+
+
+def cancelled_run(error: BaseException) -> RunCancelled | None:
+    """The messages and the usage of the run that an error has cancelled, in an error of its own.
+
+    The error itself knows the frames that it came through, and with them the run that keeps this.
+    """
+    cancelled = RunCancelled.from_cancellation(error)
+    return None if cancelled is None else copy(cancelled)
 
 
 def is_cut(message: ModelMessage) -> bool:
@@ -235,13 +310,14 @@ def _is_past(deadline: datetime | None) -> bool:
     return deadline is not None and datetime.now(UTC) >= deadline
 
 
-_provided: ContextVar[RunState | None] = ContextVar("cancelstream.run_state", default=None)
+# A context outlives what runs in it: every task and timer that was made there keeps it. So it holds no state.
+_provided: ContextVar[ref[RunState] | None] = ContextVar("cancelstream.run_state", default=None)
 
 
 @contextmanager
 def provide_run_state(state: RunState) -> Generator[None]:
     """Let the first run that begins in this context keep its state in `state`."""
-    token = _provided.set(state)
+    token = _provided.set(ref(state))
     try:
         yield
     finally:
@@ -250,19 +326,20 @@ def provide_run_state(state: RunState) -> Generator[None]:
 
 def current_run_state(run_id: str | None) -> RunState:
     """The state that was provided for the run that begins, or a new one; two capabilities of one run share it."""
-    state = _provided.get()
+    provided = _provided.get()
+    state = None if provided is None else provided()
     if state is None or (state.taken and (run_id is None or state.run_id != run_id)):
         state = RunState()
     return state.take(run_id)
 
 
-_inside: ContextVar[tuple[RunState, ...]] = ContextVar("cancelstream.inside", default=())
+_inside: ContextVar[tuple[ref[RunState], ...]] = ContextVar("cancelstream.inside", default=())
 
 
 @contextmanager
 def inside(state: RunState | None) -> Generator[None]:
     """Mark that the caller runs a tool of this run."""
-    token = _inside.set(_inside.get() if state is None else (*_inside.get(), state))
+    token = _inside.set(_inside.get() if state is None else (*_inside.get(), ref(state)))
     try:
         yield
     finally:
@@ -271,4 +348,4 @@ def inside(state: RunState | None) -> Generator[None]:
 
 def is_inside(state: RunState) -> bool:
     """Whether the caller runs in a tool of this run."""
-    return state in _inside.get()
+    return any(reference() is state for reference in _inside.get())

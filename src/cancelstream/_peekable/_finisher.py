@@ -91,6 +91,7 @@ class Finisher:
         def ended(task: asyncio.Task[None]) -> None:
             timer.cancel()
             _running.discard(task)
+            self.task = None  # its context may hold anything
             if task.cancelled():  # by a loop that shuts down, before it could begin
                 self._finish_at_once()
             closed.set()

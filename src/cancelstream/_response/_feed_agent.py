@@ -66,6 +66,7 @@ class AgentFeed:
         self._life = life
         self._meter = meter
         self._opener = opener
+        self._is_opened_here = opener is not None
         if inner is not None:
             keep_last_total(inner)
 
@@ -73,12 +74,14 @@ class AgentFeed:
     def can_close(self) -> bool:
         """Whether it can be stopped: a request that was opened here is left, another one needs `close_stream()`."""
         inner = self.inner
-        return self._opener is not None or inner is None or _has_close_stream(inner)
+        return self._is_opened_here or inner is None or _has_close_stream(inner)
 
     async def open(self) -> StreamedResponse:
         """Open the request if it is not open yet, and return the stream."""
         if self.inner is None:
-            context = cast("Opener", self._opener)()
+            # Called once, and not kept: the opener knows the run whose request it is.
+            opener, self._opener = cast("Opener", self._opener), None
+            context = opener()
             self._meter.sent()
             try:
                 inner = await context.__aenter__()

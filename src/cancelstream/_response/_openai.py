@@ -201,6 +201,7 @@ class OpenAIResponse(CancellableStreamedResponse):
         self._finished = self.is_whole
         self._meter.late(self._feed.events.rest())
         self._meter.late(chunk for chunk in self._pull._late if chunk is not MORE)
+        self._pull._late.clear()
         if self._pull._lost and not self.is_whole:
             self._meter.lost()
         self._meter.settle(ended=self._has_ended(), finish_reason=self.finish_reason)

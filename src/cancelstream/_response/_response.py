@@ -421,6 +421,7 @@ class CancellableStreamedResponse(StreamedResponse):
         self._finished = self.is_whole
         if self._pull._late:  # pyright: ignore[reportPrivateUsage]
             self._meter.late(self._pull._late)  # pyright: ignore[reportPrivateUsage]
+            self._pull._late.clear()  # pyright: ignore[reportPrivateUsage]
         if self._pull._lost and not self.is_whole:  # pyright: ignore[reportPrivateUsage]
             self._meter.lost()
         self._note_server()

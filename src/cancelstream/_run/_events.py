@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, Unpack, overload
+from weakref import WeakMethod
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
@@ -35,9 +36,9 @@ from .._errors import named
 from .._final_turn import FinalTurnFilter, FinalTurnOnly, TextRetracted
 from .._interrupt import DEADLINE, Interrupted, Interruptible
 from .._response import LEAVE_TIMEOUT
-from .._run_state import provide_run_state
+from .._run_state import cancelled_run, provide_run_state
 from .._state import Event, State
-from ._handle import RunHandle
+from ._handle import RunHandle, outcome_of
 from ._moments import STOPS, Action
 from ._options import RunOptions, accept_options
 from ._text import RunningText, texts_of
@@ -73,11 +74,10 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
             raise ValueError(f"final_turn_only must be False, True or 'retract', not {named(final_turn_only)}")
         self._final_turn_only: FinalTurnOnly = final_turn_only
         self._filter = None if final_turn_only is False else FinalTurnFilter(final_turn_only)
-        self._step = 0
         self._ready: deque[AgentStreamEvent | AgentRunResultEvent[OutputT] | TextRetracted] = deque()
         self._over = False
         self._is_pulling = False
-        self._task: asyncio.Task[AgentRunResult[OutputT]] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._received: MemoryObjectReceiveStream[Any] | None = None
         self._guard = Interruptible()
         self._failed: BaseException | None = None
@@ -120,6 +120,7 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
             await self._end_tasks()
         if self._received is not None:
             self._received.close()
+        self._failed = self._error = None  # nobody is left to be told
         self._closed.set()
         if isinstance(error, asyncio.CancelledError) and RunCancelled.from_cancellation(error) is None:
             while error.__context__ is not None:
@@ -144,8 +145,7 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
     # --- the run, in a task of its own ------------------------------------------------------------------------
 
     def _start(self) -> MemoryObjectReceiveStream[Any]:
-        self._state.on_stream = self._watch
-        self._state.on_run_start = self._stop_if_cut
+        self._state.watch_by(self)
         # No buffer: the run is never more than one event ahead of the consumer.
         send, self._received = anyio.create_memory_object_stream[Any]()
         with provide_run_state(self._state):
@@ -153,32 +153,40 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
         self._task.add_done_callback(_note_failure)
         return self._received
 
-    async def _drive(self, send: MemoryObjectSendStream[Any]) -> AgentRunResult[OutputT]:
+    async def _drive(self, send: MemoryObjectSendStream[Any]) -> None:
+        step, method = 0, WeakMethod(self._may_continue)  # pydantic-ai may keep the function after the run
+
+        def may_continue() -> bool:
+            asked = method()
+            return asked is None or asked()
+
         async def hand_on(context: RunContext[Any], events: AsyncIterable[AgentStreamEvent]) -> None:
+            nonlocal step
             # Called for each step of the graph: a model's turn, then its tools, under the same number.
-            begins, self._step = context.run_step != self._step, context.run_step
+            begins, step = context.run_step != step, context.run_step
             if begins:
                 await send.send(_TurnBegins(may_continue=True))
             async for event in events:
                 # What the model was asked is known when it answers: the request is opened by the first pull.
-                if begins and not self._may_continue():
+                if begins and not may_continue():
                     await send.send(_TurnBegins(may_continue=False))
                 begins = False
                 await send.send(event)
 
         async with send:
-            try:
-                result = await self._agent.run(self._prompt, event_stream_handler=hand_on, **self._kwargs)
-            except BaseException as error:
-                self._failed, self._absorbed = error, RunCancelled.from_cancellation(error)
-                if self._absorbed is not None or isinstance(error, asyncio.CancelledError):
-                    self._leave(self._state.leave_reason(error))
-                else:
-                    self._life.apply(Event.ERROR)
-                raise
-            self._result = result
-            self._life.apply(Event.END)
-            return result
+            result, error = await outcome_of(
+                self._agent.run(self._prompt, event_stream_handler=hand_on, **self._kwargs)
+            )
+            if error is None:
+                self._result = result
+                self._life.apply(Event.END)
+                return
+            self._absorbed = cancelled_run(error)
+            if self._absorbed is not None or isinstance(error, asyncio.CancelledError):
+                self._leave(self._state.leave_reason(error))
+            else:
+                self._life.apply(Event.ERROR)
+            self._failed = error  # not raised: a task keeps its error, and an error its frames
 
     def _may_continue(self) -> bool:
         """Whether the turn that begins could turn out not to be the last one."""
@@ -254,7 +262,10 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
         while not self._ready:
             if self._over:
                 error, self._error = self._error, None
-                raise StopAsyncIteration if error is None else error
+                try:
+                    raise StopAsyncIteration if error is None else error
+                finally:
+                    error = None  # it knows this frame
             self._ready.extend(await self._next())
         return self._ready.popleft()
 
@@ -287,7 +298,7 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
         if self._is_stopped:
             return self._finish("cancelled")
         if self._result is None:
-            self._error = self._failed
+            self._error, self._failed = self._failed, None
             return self._finish("error")
         event = AgentRunResultEvent(self._result)
         self._over = True

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from copy import copy
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
+from weakref import WeakMethod
 
 import anyio
 from pydantic_ai import ModelMessage, ModelMessagesTypeAdapter, UserPromptNode
@@ -37,7 +38,9 @@ from .._usage import StreamUsage
 from ._members import refuse_return_content
 from ._moments import Moment, moment_of
 
-__all__ = ("RunHandle", "shut_socket_now")
+__all__ = ("RunHandle", "outcome_of", "shut_socket_now")
+
+T = TypeVar("T")
 
 CUT: Final = frozenset({State.INTERRUPTED, State.LEFT})
 """The states of a run that was stopped before its end."""
@@ -170,12 +173,12 @@ class RunHandle(ABC):
             streaming=stream is not None and not stream.is_whole and not stream.failed,
         )
 
-    def _watch(self) -> None:
+    def _on_stream(self) -> None:
         """A stream was made, before its first pull: what happens to it in this run when it is cut."""
         stream = self._state.stream
         if stream is None:  # pragma: no cover - it is called because there is one
             return
-        stream.when_cut = self._when_cut
+        stream.when_cut = _weakly(self._when_cut)
         # A validator has sent the run back to its model: it was not over when it was stopped.
         if self._asked is not None and self._life.apply(Event.CANCEL, self._asked):
             self._begin_stop()
@@ -186,7 +189,7 @@ class RunHandle(ABC):
     async def _when_cut(self) -> None:
         """In the pull that found its stream cut: wait until pydantic-ai knows, which would take it for whole."""
 
-    def _stop_if_cut(self) -> None:
+    def _on_run_start(self) -> None:
         """The run has a context: end it if it was cut before."""
         if self._is_cut and self._state.context is not None:
             self._state.context.cancel()
@@ -325,6 +328,25 @@ def shut_socket_now(run: RunHandle) -> None:
     stream, loop = run._state.stream, run._loop
     if stream is not None and loop is not None and not loop.is_running():
         stream.tell()
+
+
+async def outcome_of(awaitable: Awaitable[T]) -> tuple[T | None, Exception | asyncio.CancelledError | None]:
+    """The result, or the error, which then does not know the frame that it is awaited in, and what is in that."""
+    try:
+        return await awaitable, None
+    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the caller decides what it means
+        return None, error
+
+
+def _weakly(method: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+    """A method that does not keep its object: of one that is gone it does nothing."""
+    reference = WeakMethod(method)
+
+    async def call() -> None:
+        if (bound := reference()) is not None:
+            await bound()
+
+    return call
 
 
 def _is_cancellable(agent: AbstractAgent[Any, Any], capabilities: Sequence[object]) -> bool:

@@ -7,6 +7,7 @@ method decides: what it takes is taken, so a newer pydantic-ai's arguments, or a
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from types import FrameType
@@ -85,9 +86,9 @@ def accept_options(agent: AbstractAgent[Any, Any], method: str, options: Mapping
     """
     if not _KNOWN.issuperset(options):
         _refuse_unknown(inspect.signature(getattr(agent, method)).parameters, method, options)
-    frame = inspect.currentframe()
-    if agent.name is None and options.get("infer_name", True) and frame and frame.f_back and frame.f_back.f_back:
-        _name_after_variable(agent, frame.f_back.f_back)
+    if agent.name is None and options.get("infer_name", True):
+        # Not our own frame: in a variable of ours it would be a cycle that keeps the run.
+        _name_after_variable(agent, sys._getframe(2))  # pyright: ignore[reportPrivateUsage]
 
 
 def _refuse_unknown(parameters: Mapping[str, inspect.Parameter], method: str, options: Mapping[str, Any]) -> None:

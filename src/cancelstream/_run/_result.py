@@ -25,6 +25,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 from copy import copy
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, Unpack, overload
+from weakref import ref
 
 import anyio
 from pydantic_ai import RunContext
@@ -38,7 +39,7 @@ from pydantic_ai.usage import RunUsage
 from .._errors import IncompleteOutputError
 from .._interrupt import Interrupted, Interruptible
 from .._response import LEAVE_TIMEOUT
-from .._run_state import provide_run_state
+from .._run_state import cancelled_run, provide_run_state
 from .._state import Event, State
 from ._handle import RunHandle
 from ._members import RunMembers
@@ -88,8 +89,7 @@ class CancellableRun(RunHandle, RunMembers[OutputT], Generic[OutputT]):
         if self._is_cut:
             await asyncio.sleep(0)  # a cancellation of the task's own, if one is pending, comes first
             return self
-        self._state.on_stream = self._watch
-        self._state.on_run_start = self._stop_if_cut
+        self._state.watch_by(self)
         task = self._task = asyncio.current_task()
         self._entered_in = None if task is None else weakref.ref(task)
         before = 0 if task is None else task.cancelling()
@@ -99,7 +99,7 @@ class CancellableRun(RunHandle, RunMembers[OutputT], Generic[OutputT]):
                 self._result = await context.__aenter__()
             self._context = context
         except BaseException as error:
-            self._absorbed = RunCancelled.from_cancellation(error)
+            self._absorbed = cancelled_run(error)
             if not self._is_own_stop(error, before):
                 self._note_failure(error)
                 raise
@@ -355,7 +355,7 @@ class _Loop(Generic[T]):
     """One loop over a run: each pull can be interrupted, and nothing follows a cancel."""
 
     def __init__(self, run: CancellableRun[Any], source: AsyncIterator[T] | None) -> None:
-        self._run = run
+        self._run = ref(run)  # it closes its loops, and so holds them
         self._source = source
         self._guard = Interruptible()
         self.is_pulling = False
@@ -364,8 +364,8 @@ class _Loop(Generic[T]):
         return self
 
     async def __anext__(self) -> T:
-        run = self._run
-        if self._source is None or run._is_cut:
+        run = self._run()
+        if self._source is None or run is None or run._is_cut:
             raise StopAsyncIteration
         self.is_pulling = True
         try:

@@ -274,6 +274,7 @@ class Meter:
         # What was only kept to be counted is not needed any more.
         self._seen, self._text, self._parts = Delivered(), [], ()
         self._request.forget()
+        self._reader.seen = self._seen
 
     # --- reading ----------------------------------------------------------------------------------------------
 
