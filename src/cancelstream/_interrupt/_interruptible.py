@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from ._deadline import Deadline
 from ._driver import Interrupted, Pull
+from ._loops import ELSEWHERE, MisplacedPull, require_loop
 
 __all__ = ("Interruptible",)
 
@@ -21,13 +22,16 @@ class Interruptible:
 
     For an awaitable that has no stream yet, or is not one: `create()` that waits for headers, a request context being
     entered, a pull through layers of another library.
+
+    Args:
+        loop: The event loop that it is for; by default the one that it is first used in.
     """
 
     __slots__ = ("_loop", "_pull", "_timer")
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self._pull = Pull(_drop)
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop = loop
         self._timer: Deadline | None = None
 
     @property
@@ -40,6 +44,18 @@ class Interruptible:
         task = self._pull.task
         return task is not None and task is current_task()
 
+    def require_own_loop(self) -> None:
+        """Refuse another event loop than its own; the first one is that.
+
+        Raises:
+            MisplacedPull: The caller is not on its loop. Nothing was changed.
+        """
+        loop = require_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise MisplacedPull(ELSEWHERE)
+
     async def run(self, awaitable: Awaitable[T], discard: Callable[[T], object] | None = None) -> T:
         """Await it, and end early when `cancel()` is called.
 
@@ -50,15 +66,18 @@ class Interruptible:
             discard: Is called with a result that cannot be returned, because the consumer cancelled the task.
 
         Raises:
+            MisplacedPull: This is another event loop than it was made for, or used in before. It goes on there.
             Interrupted: It ended because of `cancel()`.
             CancelledError: The consumer cancelled the task, whether or not `cancel()` was called too.
         """
         pull = self._pull
-        self._loop = asyncio.get_running_loop()  # first, and look second: cancel() does it the other way round
+        try:
+            self.require_own_loop()  # first, and look second: cancel() does it the other way round
+        except RuntimeError:
+            _close(awaitable)
+            raise
         if pull.stopping:
-            close = getattr(awaitable, "close", None)
-            if close is not None:
-                close()
+            _close(awaitable)
             await asyncio.sleep(0)  # a pending cancellation of the task comes first
             raise Interrupted
         pull.discard = discard or _drop
@@ -82,6 +101,13 @@ class Interruptible:
             if self._timer is None:
                 self._timer = Deadline(loop, self._pull.abandon)
             self._pull.interrupt()
+
+
+def _close(awaitable: Any) -> None:
+    """Close a coroutine that is not begun."""
+    close = getattr(awaitable, "close", None)
+    if close is not None:
+        close()
 
 
 def _drop(_value: Any) -> None:

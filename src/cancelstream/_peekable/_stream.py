@@ -16,18 +16,20 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import sys
 import types
 import warnings
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine
 from pathlib import Path
+from threading import get_ident
 from typing import Any, Final, Generic, NoReturn, Self, TypeVar, cast
 
 import anyio
 
 from .._closing import DONE, Closing, Latch
 from .._errors import named
-from .._interrupt import DEADLINE, Pull
+from .._interrupt import DEADLINE, ELSEWHERE, MisplacedPull, Pull, require_loop, running_loop
 from .._state import Event, Life, State
 from .._upstream import http
 from ._finisher import Finisher, closer
@@ -67,7 +69,9 @@ class PeekableAsyncStream(Generic[T]):
         "_made_at",
         "_next",
         "_peeked",
+        "_pid",
         "_pull",
+        "_thread",
         "_unread",
         "source",
     )
@@ -93,7 +97,9 @@ class PeekableAsyncStream(Generic[T]):
         self._finisher: Finisher | None = None
         self._unread: bool | None = None  # whether telling the server lost data; None until it was told
         # Made outside a loop, it is bound where it is first used.
-        self._loop = _running_loop()
+        self._loop = running_loop()
+        self._thread = None if self._loop is None else get_ident()
+        self._pid = os.getpid()
         self._made_at = _made_at(self._loop)
         # Shared with the finisher, which holds nothing of the stream that holds it.
         self._ended = Latch()
@@ -115,7 +121,7 @@ class PeekableAsyncStream(Generic[T]):
 
     async def __anext__(self) -> T:
         pull_next = self._next
-        if pull_next is None:
+        if pull_next is None or get_ident() != self._thread:
             return await self._next_slowly()
         try:
             awaitable = pull_next()
@@ -172,6 +178,7 @@ class PeekableAsyncStream(Generic[T]):
             if self._pull.stopping or self._ended.is_set():
                 self._bind()
                 raise StopAsyncIteration
+            self.require_own_loop()
             if self._peeked is not _EMPTY:
                 item, self._peeked = self._peeked, _EMPTY
                 self._go_on()
@@ -179,10 +186,9 @@ class PeekableAsyncStream(Generic[T]):
             if self._pull.task is None:
                 break
             if self._inside():
-                raise RuntimeError("this task is already waiting for the next item of this stream")
+                raise MisplacedPull("this task is already waiting for the next item of this stream")
             await self._pull.idle()
         if self._iterator is None:
-            self._bind()
             try:
                 self._iterator = _coroutines(aiter(self.source))
             except BaseException as error:
@@ -190,6 +196,21 @@ class PeekableAsyncStream(Generic[T]):
                 raise
         self._go_on()
         return await self.__anext__()
+
+    def is_in_own_thread(self) -> bool:
+        """Whether the caller is in the thread of the stream's loop; that costs less to know than the loop."""
+        return get_ident() == self._thread
+
+    def require_own_loop(self) -> None:
+        """Refuse a reader of another event loop than the stream's; bind a stream that has none yet.
+
+        Raises:
+            MisplacedPull: The caller is not on the stream's loop. Nothing was changed.
+        """
+        loop = require_loop()
+        self._bind()
+        if loop is not self._loop:
+            raise MisplacedPull(ELSEWHERE)
 
     def _go_on(self) -> None:
         if self._iterator is not None:
@@ -261,7 +282,7 @@ class PeekableAsyncStream(Generic[T]):
         await self.close()
 
     def __del__(self) -> None:
-        if self._ended.is_set() or self._pull.stopping:
+        if self._ended.is_set() or self._pull.stopping or self._is_forked():
             return
         self._life.apply(Event.LEAVE)
         self._stop()  # the finisher keeps us until it is done
@@ -278,9 +299,12 @@ class PeekableAsyncStream(Generic[T]):
         self._pull.stopping = True
         self._next = None
         loop = self._loop
+        if self._is_forked():
+            self._closed.set()
+            return
         if loop is None:
             return  # never used in a loop: whoever awaits the closing, or pulls, binds it
-        if loop is _running_loop():
+        if loop is running_loop():
             self.tell()
         try:
             loop.call_soon_threadsafe(self._finish_soon)
@@ -293,8 +317,12 @@ class PeekableAsyncStream(Generic[T]):
 
         For a stream that was stopped; on the reader's own thread, or where the loop does not run meanwhile.
         """
-        if not self._ended.is_set() and self._pull.stopping and self._unread is None:
+        if not self._ended.is_set() and self._pull.stopping and self._unread is None and not self._is_forked():
             self._unread = http.shut_and_report_loss(getattr(self.source, "response", None))
+
+    def _is_forked(self) -> bool:
+        """Whether this process was forked from the one that made the stream: the connection is its parent's."""
+        return os.getpid() != self._pid
 
     @property
     def is_stranded(self) -> bool:
@@ -303,7 +331,7 @@ class PeekableAsyncStream(Generic[T]):
 
     def _inside(self) -> bool:
         """Whether the caller runs inside our own pull or closing, so that waiting for us would never end."""
-        if self._loop is not _running_loop():
+        if self._loop is not running_loop():
             return False
         if self._pull.task is None and getattr(self._iterator, "ag_running", False):
             return True  # a generator that runs and is not suspended: it is what calls us
@@ -315,7 +343,8 @@ class PeekableAsyncStream(Generic[T]):
 
     def _bind(self) -> None:
         if self._loop is None:
-            self._loop = _running_loop()
+            self._loop = running_loop()
+            self._thread = get_ident()
             if self._pull.stopping:
                 self._stop()
 
@@ -354,18 +383,6 @@ def _coroutines(iterator: AsyncIterator[T]) -> AsyncIterator[T]:
     if inspect.isasyncgen(iterator) or inspect.iscoroutinefunction(iterator.__anext__):
         return iterator
     return _Coroutines(iterator)
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    trio = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_task():
-        raise RuntimeError(
-            "cancelstream runs on asyncio, and this is trio: use `trio.CancelScope` to stop a stream there"
-        )
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 def _made_at(loop: asyncio.AbstractEventLoop | None) -> str | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic_ai.messages import ModelResponseStreamEvent
 
+from .._interrupt import MisplacedPull
 from .._state import Event
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Pulled:
     async def ended(self, error: BaseException) -> None:
         """A pull raised this: the response is to know what it means."""
         response = self._response
+        if isinstance(error, MisplacedPull):
+            return  # the response's own reader goes on
         if isinstance(error, StopAsyncIteration):
             await response._found_end()
         elif isinstance(error, asyncio.CancelledError):

@@ -103,6 +103,7 @@ class OpenAIResponse(CancellableStreamedResponse):
             delta: Whether to yield each piece by itself, or the whole text so far (the default).
         """
         reading, growing = _Chunks(self), Growing()
+        self._pull.require_own_loop()  # what was read and not handed out is taken without a pull
         feed, stream, pull = self._feed, self._pull, self._pull._pull
         while True:
             # What `reading.next()` does, written out: this is what happens for every token.
@@ -229,9 +230,16 @@ class _Chunks(Pulled):
 
     _response: OpenAIResponse
 
+    def _require_own_loop(self) -> None:
+        """What was read already is handed out without a pull, which would look."""
+        stream = self._response._pull
+        if not stream.is_in_own_thread():
+            stream.require_own_loop()
+
     async def next(self) -> Any:
         """The next chunk: decoded on the fast lane, or as the SDK has it."""
         feed, pull = self._response._feed, self._response._pull._pull
+        self._require_own_loop()
         while True:
             if feed.events.more and not pull.stopping:
                 if (chunk := feed.events.next()) is not None:
@@ -255,6 +263,7 @@ class _OpenAIEvents(_Chunks):
     __slots__ = ()
 
     async def __anext__(self) -> ModelResponseStreamEvent:
+        self._require_own_loop()
         response = self._response
         while response._pull._pull.stopping or (event := response._map(response._mapped)) is None:
             try:

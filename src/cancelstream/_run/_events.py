@@ -34,7 +34,7 @@ from pydantic_ai.usage import RunUsage
 
 from .._errors import named
 from .._final_turn import FinalTurnFilter, FinalTurnOnly, TextRetracted
-from .._interrupt import DEADLINE, Interrupted, Interruptible
+from .._interrupt import DEADLINE, Interrupted, Interruptible, require_loop
 from .._response import LEAVE_TIMEOUT
 from .._run_state import cancelled_run, provide_run_state
 from .._state import Event, State
@@ -95,7 +95,8 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
         """
         if self._loop is not None:
             raise RuntimeError("this run was entered before: call run_stream_events() again for another one")
-        self._loop = asyncio.get_running_loop()
+        self._loop = require_loop()
+        self._guard = Interruptible(self._loop)
         return self
 
     async def __aexit__(
@@ -275,6 +276,7 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
             raise RuntimeError("this run was not entered: use `async with run_stream_events(...) as events:`")
         if self._is_stopped:
             return self._finish("cancelled")
+        self._guard.require_own_loop()
         received = self._received or self._start()
         self._is_pulling = True
         try:

@@ -30,6 +30,7 @@ from .._closing import DONE, Closing, Latch
 from .._durable import refuse_per_run, refuse_wrapper
 from .._errors import named
 from .._history import apply_policy, mark_interrupted
+from .._interrupt import running_loop
 from .._model import Cancellable
 from .._response import LEAVE_TIMEOUT
 from .._run_state import RunState, is_inside
@@ -68,6 +69,7 @@ class RunHandle(ABC):
     """
 
     def __init__(self, agent: AbstractAgent[Any, Any], user_prompt: Any, kwargs: dict[str, Any]) -> None:
+        running_loop()  # not under trio
         # Neither is checked by Python, and both would fail far from the call that was wrong.
         if not isinstance(agent, AbstractAgent):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"the first argument is a pydantic-ai Agent, not {named(agent)}")

@@ -37,7 +37,7 @@ from pydantic_ai.result import StreamedRunResult
 from pydantic_ai.usage import RunUsage
 
 from .._errors import IncompleteOutputError
-from .._interrupt import Interrupted, Interruptible
+from .._interrupt import Interrupted, Interruptible, require_loop
 from .._response import LEAVE_TIMEOUT
 from .._run_state import cancelled_run, provide_run_state
 from .._state import Event, State
@@ -85,7 +85,7 @@ class CancellableRun(RunHandle, RunMembers[OutputT], Generic[OutputT]):
         """
         if self._loop is not None:
             raise RuntimeError("this run was entered before: call run_stream() again for another one")
-        self._loop = asyncio.get_running_loop()
+        self._loop = require_loop()
         if self._is_cut:
             await asyncio.sleep(0)  # a cancellation of the task's own, if one is pending, comes first
             return self
@@ -357,7 +357,7 @@ class _Loop(Generic[T]):
     def __init__(self, run: CancellableRun[Any], source: AsyncIterator[T] | None) -> None:
         self._run = ref(run)  # it closes its loops, and so holds them
         self._source = source
-        self._guard = Interruptible()
+        self._guard = Interruptible(run._loop)
         self.is_pulling = False
 
     def __aiter__(self) -> Self:
@@ -367,6 +367,7 @@ class _Loop(Generic[T]):
         run = self._run()
         if self._source is None or run is None or run._is_cut:
             raise StopAsyncIteration
+        self._guard.require_own_loop()
         self.is_pulling = True
         try:
             item = await self._guard.run(self._source.__anext__())

@@ -11,6 +11,7 @@ came of it, waits.
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any, Final
 
@@ -30,24 +31,32 @@ class Grip:
         response: The HTTP response of a blocking client; its `close()` is replaced by one that lets go first.
     """
 
-    __slots__ = ("_free", "_lock", "_response", "was_cut")
+    __slots__ = ("_free", "_lock", "_pid", "_response", "was_cut")
 
     def __init__(self, response: Any) -> None:
         self.was_cut = False
         """Whether the socket was shut: reading it does not wait any more."""
         self._response = response
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._free = response.is_closed
         # Everything that ends a response ends here: its last byte, an error, the SDK, whoever closes it by hand.
         response.close = self._close
 
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process was forked from the one that opened the connection."""
+        return os.getpid() != self._pid
+
     def cut(self, *, wait: bool = False) -> None:
         """Shut the socket, if the response has not ended and is not HTTP/2; any thread, any signal handler.
+
+        In a process that was forked since nothing is shut: the connection is its parent's.
 
         Args:
             wait: Whether to wait for a cut that is under way, and so to know what came of it.
         """
-        if self._lock.acquire(timeout=PATIENCE if wait else 0):
+        if not self.is_forked and self._lock.acquire(timeout=PATIENCE if wait else 0):
             try:
                 if not self._free:
                     self.was_cut = http.shut_socket(self._response) or self.was_cut

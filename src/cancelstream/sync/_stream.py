@@ -302,7 +302,7 @@ class CancellableStream(Generic[ChunkT]):
         self.close()
 
     def __del__(self) -> None:
-        if self._is_over:
+        if self._is_over or self._grip.is_forked:
             return
         if self._life.state is State.LIVE:
             warnings.warn(
@@ -340,7 +340,9 @@ class CancellableStream(Generic[ChunkT]):
             self._meter.settle(ended=self._has_ended(), finish_reason=response.finish_reason)
             self._record.update(self._meter.usage.record())
         details: dict[str, Any] = response.provider_details or {}
-        if state is State.INTERRUPTED and details.get("background") and response.provider_response_id:
+        if self._grip.is_forked or state is not State.INTERRUPTED:
+            return
+        if details.get("background") and response.provider_response_id:
             self._cancelling_job = threading.Thread(
                 target=self._cancel_job, args=(response.provider_response_id,), name="cancelstream-job", daemon=True
             )
@@ -352,7 +354,9 @@ class CancellableStream(Generic[ChunkT]):
             self._grip.cut(wait=True)  # whoever cancelled may be in the middle of it
         with self._account:
             late, lost = [*self._events.rest()], False
-            if not self._grip.was_cut and not self._response.is_closed:
+            if self._grip.is_forked:
+                lost = True  # the rest is its parent's
+            elif not self._grip.was_cut and not self._response.is_closed:
                 # To read on would be to wait.
                 http.reset_http2_stream_blocking(self._response)
                 lost = True
