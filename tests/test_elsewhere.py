@@ -126,14 +126,15 @@ def test_under_trio() -> None:
 
 def test_without_an_event_loop_of_asyncios() -> None:
     """As under curio: entering or reading says so."""
-    client = AsyncOpenAI(api_key="none")
+    stream = open_stream(AsyncOpenAI(api_key="none").chat.completions.create, **ASK)
 
     async def read() -> None:
-        await anext(open_stream(client.chat.completions.create, **ASK).stream_text())
+        await anext(stream.stream_text())
 
     for coroutine in (read(), run_stream(Agent("test"), "Hi").__aenter__()):
         with pytest.raises(RuntimeError, match="no event loop of asyncio's runs here"):
             coroutine.send(None)
+    stream.cancel()
 
 
 FORKING = """
