@@ -37,7 +37,7 @@ class Stopper:
         """Stop the stream, and say whether it was told to.
 
         Once: `task.cancel` called twice would cancel the cleaning up too. What `cancel` raises is logged, because
-        whoever stops a stream by its id is not the one to be told of it.
+        a user who stops a stream by its id is not the one to be told of it.
         """
         if self._asked:
             return True
@@ -55,7 +55,7 @@ class Stopper:
 
 
 _cancelling: Final[set[asyncio.Task[None]]] = set()
-"""The loop keeps no reference to a task that waits, and nobody else has one."""
+"""The loop keeps no reference to a task that waits, so that it would be collected."""
 
 
 def _takes_reason(cancel: Callable[..., object]) -> bool:

@@ -17,8 +17,7 @@ from starlette.requests import Request
 __all__ = ("cancel_on_disconnect",)
 
 CLIENT_CLOSED_REQUEST = 499
-"""What nginx calls it. Nobody is there to read it, but a handler must end somehow, and this one is not logged as an
-error."""
+"""nginx's status for it. No client reads it, but a handler must end somehow, and this one is not logged as an error."""
 
 
 @asynccontextmanager
@@ -26,7 +25,7 @@ async def cancel_on_disconnect(request: Request) -> AsyncGenerator[None]:
     """Cancel the block when the client of this request leaves.
 
     `async with cancel_on_disconnect(request): output = (await agent.run(prompt)).output`. The request's body is read
-    first. Not for a handler that is a plain `def`, which runs in a thread that nobody can stop.
+    first. Not for a handler that is a plain `def`, which runs in a thread that cannot be stopped.
 
     Raises:
         HTTPException: With status 499, at the end of a block that was cancelled so.

@@ -1,9 +1,9 @@
-"""What the one who reads a stream hands to the one who sends it: items, and then the end.
+"""Items of a stream, and then its end, from the task that reads it to the task that sends it.
 
-Reading and sending are two tasks, because a client that does not read blocks whoever sends to it, and a stop, a save
-and a closed connection must not wait for that. The outbox holds `LIMIT` items back from a slow client; then the
+There are two tasks, because a client that does not read blocks the one that sends to it, and a stop, a save and a
+closed connection must not wait for that. The outbox holds `LIMIT` items back from a slow client; then the
 reader waits too, so that the model is not read faster than the client reads. A stop lifts the limit, because a reader
-that has been stopped must come to its end; a client that is gone empties it, because nobody will have the items.
+that has been stopped must come to its end; a client that is gone empties it, because it will not have the items.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class StreamEnd:
         usage: Its counts of tokens with their bounds and sources, as JSON; `None` if it keeps no account.
         provenance: Where the counts came from: `'reported'`, `'estimated'`, `'mixed'` or `'unknown'`.
         characters: How many characters of text arrived.
-        error: What it failed with. Sent to nobody, unless an encoder of yours does.
+        error: What it failed with. Not sent, unless an encoder of yours does.
     """
 
     state: Literal["complete", "interrupted", "failed"]

@@ -160,7 +160,7 @@ class CancellableEventResponse(Response):
         return self._registry.register(self.stop_id, stream.stop, owner=self._owner)
 
     def _lost(self, stream: Stream, reason: str) -> None:
-        """Nobody is there to send to any more."""
+        """No client is there to send to any more."""
         stream.outbox.drop()
         if reason != DISCONNECTED or self._on_disconnect == "cancel":
             stream.stop(reason)
@@ -241,7 +241,7 @@ class _Client:
             try:
                 with anyio.fail_after(self._timeout):
                     await self._send(message)
-            # What servers and middlewares raise when nobody is there; TimeoutError is an OSError too.
+            # What servers and middlewares raise when the client has gone; TimeoutError is an OSError too.
             except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
                 if isinstance(error, TimeoutError) and self._has_connection and abort_connection(self._receive):
                     await asyncio.sleep(0)  # the server is told of it
