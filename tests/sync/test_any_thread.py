@@ -6,6 +6,7 @@ import asyncio
 import gc
 import signal
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -346,3 +347,33 @@ def test_after_it_was_left() -> None:
     with pytest.raises(RuntimeError, match="inside its `with` block"):
         result.get_output()
     assert result.all_messages()[-1].text == "a"
+
+
+@pytest.mark.parametrize("how", ["whole", "cut", "left"])
+@pytest.mark.parametrize("where", ["main", "thread"])
+def test_what_has_ended_is_gone(how: str, where: str, thread_loop: asyncio.AbstractEventLoop) -> None:
+    """Once its last name is gone nothing holds a run any more; the collector need not look for it."""
+
+    async def say(messages: list[Any], info: AgentInfo) -> AsyncIterator[str]:
+        for word in ("a", "b", "c"):
+            yield word
+
+    agent = Agent(FunctionModel(stream_function=say))
+
+    def answer() -> list[weakref.ref[Any]]:
+        with run_stream(agent, "go") as result:
+            for _ in result.stream_text(delta=True, debounce_by=None):
+                if how == "left":
+                    break
+                if how == "cut":
+                    result.cancel()
+        return [weakref.ref(result), weakref.ref(result._session)]
+
+    gc.collect()
+    gc.disable()
+    try:
+        held = answer() if where == "main" else in_thread(answer)
+        assert not left_on(_loops._shared_loop().loop)
+        assert [each() for each in held] == [None, None]
+    finally:
+        gc.enable()

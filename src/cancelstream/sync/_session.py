@@ -15,7 +15,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import Context, copy_context
 from types import TracebackType
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, cast
 
 from .._run import CancellableRun, shut_socket_now
 from ._loops import MainLoop, Reply, is_async, place_for_this_thread
@@ -49,11 +49,11 @@ class Session(Generic[OutputT]):
         self._pid = os.getpid()
         self._caller_context = copy_context()
         self._run_context = self._caller_context
-        self._leaving: asyncio.Future[ExitInfo] = self._place.loop.create_future()
+        self._leaving: asyncio.Future[ExitInfo] | None = self._place.loop.create_future()
         self._left: Reply[None] = Reply(self._place)
         self._task: asyncio.Task[None] | None = None
         self._streams: set[Stream[Any]] = set()
-        self._calls: set[asyncio.Task[None]] = set()
+        self._calls: dict[object, asyncio.Task[None]] = {}
         self.is_over = False
         self._is_left = False
 
@@ -66,7 +66,6 @@ class Session(Generic[OutputT]):
         def start() -> None:
             self._place.leave[self] = self._leave
             self._task = self._place.loop.create_task(self._hold(entered))
-            self._task.add_done_callback(lambda _: self._place.leave.pop(self, None))
 
         try:
             entered.ask(start, self._caller_context)
@@ -78,27 +77,35 @@ class Session(Generic[OutputT]):
             raise
 
     async def _hold(self, entered: Reply[None]) -> None:
+        leaving = cast("asyncio.Future[ExitInfo]", self._leaving)
         try:
             await self._run.__aenter__()
         except BaseException as error:  # noqa: BLE001 - it is raised where it belongs, in the thread that waits
-            self.is_over = True
+            self._let_go()
             entered.fail(error)
             self._left.set(None)
             return
         self._run_context = copy_context()
         entered.set(None)
-        exit_info = await self._leaving
+        exit_info = await leaving
         try:
             # A stream between two pulls is closed in its own task; a pull that is going on ends as the run does.
             await _ended([task for stream in self._streams if (task := stream.close_idle()) is not None])
             await self._run.__aexit__(*exit_info)
-            await _ended([*self._calls, *(task for stream in self._streams if (task := stream.task) is not None)])
+            pulls = [task for stream in self._streams if (task := stream.task) is not None]
+            await _ended([*self._calls.values(), *pulls])
         except BaseException as error:  # noqa: BLE001 - as above
-            self.is_over = True
+            self._let_go()
             self._left.fail(error)
         else:
-            self.is_over = True
+            self._let_go()
             self._left.set(None)
+
+    def _let_go(self) -> None:
+        """The run is over. Nothing is left to the loop here: the main thread's may not go on for long."""
+        self.is_over = True
+        self._place.leave.pop(self, None)
+        self._leaving = None  # it may hold an error, and with it the frames of the thread that left
 
     def leave(self, exit_info: ExitInfo) -> None:
         """Leave the run and wait until it is closed; where an event loop runs in this thread, do not wait.
@@ -125,7 +132,7 @@ class Session(Generic[OutputT]):
         self._soon(self._leave)
 
     def _leave(self, exit_info: ExitInfo = (None, None, None)) -> asyncio.Task[None] | None:
-        if self.is_over:
+        if self._leaving is None:
             self._left.set(None)
         elif not self._leaving.done():
             self._leaving.set_result(exit_info)
@@ -148,11 +155,11 @@ class Session(Generic[OutputT]):
                 reply.set(await function(self._run))
             except BaseException as error:  # noqa: BLE001 - it is raised where it belongs, in the thread that waits
                 reply.fail(error)
+            finally:
+                self._calls.pop(reply, None)
 
         def start() -> None:
-            task = self._place.loop.create_task(call())
-            self._calls.add(task)
-            task.add_done_callback(self._calls.discard)
+            self._calls[reply] = self._place.loop.create_task(call())
 
         return reply.ask(start, self.context())
 
@@ -250,9 +257,8 @@ class Stream(Generic[T]):
             self._reply.set(END)
             return
         before = [task for stream in self._session._streams if (task := stream.closing) is not None]
-        self.task = self._session._place.loop.create_task(self._read(before))
         self._session._streams.add(self)
-        self.task.add_done_callback(lambda _: self._session._streams.discard(self))
+        self.task = self._session._place.loop.create_task(self._read(before))
 
     def _want(self) -> None:
         if self._wanted is not None and not self._wanted.done():
@@ -283,6 +289,8 @@ class Stream(Generic[T]):
                 self._reply.fail(error)
         else:
             self._reply.set(END)
+        finally:
+            self._session._streams.discard(self)
 
 
 async def _ended(tasks: list[asyncio.Task[None]]) -> None:
