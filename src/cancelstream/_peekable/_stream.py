@@ -211,6 +211,7 @@ class PeekableAsyncStream(Generic[T]):
         self._bind()
         if loop is not self._loop:
             raise MisplacedPull(ELSEWHERE)
+        self._thread = get_ident()  # a blocking run's loop is driven by one thread after another
 
     def _go_on(self) -> None:
         if self._iterator is not None:
