@@ -141,3 +141,13 @@ def test_what_is_shown_in_place_of_what_is_held_is_not_negative():
         assert usage.output_tokens == meter.usage.output_tokens == usage.output.value
         assert (usage.input_tokens, usage.unmeasured_requests) == (meter.usage.input.value, 0)
     assert meter.usage_in_message(None) is meter.usage is meter.usage._in_total
+
+
+def test_numbers_that_are_none():
+    """A usage that a model class of somebody's has filled with nonsense is passed on as it is, and bounds nothing."""
+    strange: Any = RequestUsage(input_tokens=-3, output_tokens=None)
+    strange.details = None
+    meter = raw_meter()
+    held = meter.usage_in_message(strange)
+    assert (held.input_tokens, held.output_tokens, held.details) == (-3, None, {})
+    assert held._records[0].input == held._records[0].output == Count.unknown()

@@ -34,6 +34,7 @@ from .._counting import (
     Count,
     Delivered,
     Prompt,
+    as_count,
     count_answer,
     family_of,
     from_chat,
@@ -297,8 +298,8 @@ class Meter:
         if plain is None or self._settled:
             return self.usage._for_message(plain)
         # Nothing is estimated here: pydantic-ai makes such a message of every event, for its limits.
-        asked = Count.unknown(plain.input_tokens)
-        answered = Count.unknown(0 if self._opens_with_placeholder() else plain.output_tokens)
+        asked = Count.unknown(as_count(plain.input_tokens) or 0)
+        answered = Count.unknown(0 if self._opens_with_placeholder() else as_count(plain.output_tokens) or 0)
         record = UsageRecord(asked, answered, Count.unknown(), Count.unknown(), **self._request.names())
         return self._usage._for_message(plain, record)
 

@@ -47,7 +47,7 @@ class ResponseUsage(Recorded, RequestUsage):
             return self
         if self._held is None or not self._is_final:
             held = self._held = ResponseUsage()
-            held.__dict__.update({**plain.__dict__, "details": dict(plain.details)})
+            held.__dict__.update({**plain.__dict__, "details": dict(plain.details or {})})
             if record is None and (self.estimated_input_tokens or self.estimated_output_tokens):
                 held.__dict__.update({name: self.__dict__[name] for name in EXTRAS & self.__dict__.keys()})
             held._remember(self._records if record is None else (record,))
