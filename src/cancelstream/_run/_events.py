@@ -16,17 +16,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, Unpack, overload
-from weakref import WeakMethod
+from weakref import WeakMethod, ref
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from pydantic_ai import AgentRunResult, AgentRunResultEvent, RunContext
-from pydantic_ai.agent import AbstractAgent, WrapperAgent
+from pydantic_ai.agent import AbstractAgent, EventStreamHandler, WrapperAgent
 from pydantic_ai.exceptions import RunCancelled
 from pydantic_ai.messages import AgentStreamEvent, UserContent
 from pydantic_ai.output import OutputSpec
@@ -36,8 +37,9 @@ from .._errors import named
 from .._final_turn import FinalTurnFilter, FinalTurnOnly, TextRetracted
 from .._interrupt import DEADLINE, Interrupted, Interruptible, require_loop
 from .._response import LEAVE_TIMEOUT
-from .._run_state import cancelled_run, provide_run_state
+from .._run_state import RunState, cancelled_run, provide_run_state
 from .._state import Event, State
+from ._dropped import Entered
 from ._handle import RunHandle, outcome_of
 from ._moments import STOPS, Action
 from ._options import RunOptions, accept_options
@@ -103,6 +105,7 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Stop what has not ended, close everything, and settle the usage."""
+        self._to_end = None
         is_stranded = self._is_stranded()
         if not is_stranded and self._life.state is State.LIVE and self._is_over():
             await self._let_it_end()
@@ -149,45 +152,33 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
         self._state.watch_by(self)
         # No buffer: the run is never more than one event ahead of the consumer.
         send, self._received = anyio.create_memory_object_stream[Any]()
+        agent, prompt, options = self._agent, self._prompt, self._kwargs
+        handler = _hand_on(send, WeakMethod(self._may_continue))
+
+        async def drive(handle: ref[CancellableRunEvents[OutputT]]) -> None:
+            async with send:
+                result, error = await outcome_of(agent.run(prompt, event_stream_handler=handler, **options))
+                # A run that was dropped is ended, and has nobody to tell.
+                if (run := handle()) is not None:
+                    run._note_end(result, error)
+
         with provide_run_state(self._state):
-            self._task = asyncio.create_task(self._drive(send))
-        self._task.add_done_callback(_note_failure)
+            task = self._task = asyncio.create_task(drive(ref(self)))
+        task.add_done_callback(_note_failure)
+        self._to_end = Entered(self._state, partial(_end, self._state, task, self._received))
         return self._received
 
-    async def _drive(self, send: MemoryObjectSendStream[Any]) -> None:
-        step, method = 0, WeakMethod(self._may_continue)  # pydantic-ai may keep the function after the run
-
-        def may_continue() -> bool:
-            asked = method()
-            return asked is None or asked()
-
-        async def hand_on(context: RunContext[Any], events: AsyncIterable[AgentStreamEvent]) -> None:
-            nonlocal step
-            # Called for each step of the graph: a model's turn, then its tools, under the same number.
-            begins, step = context.run_step != step, context.run_step
-            if begins:
-                await send.send(_TurnBegins(may_continue=True))
-            async for event in events:
-                # What the model was asked is known when it answers: the request is opened by the first pull.
-                if begins and not may_continue():
-                    await send.send(_TurnBegins(may_continue=False))
-                begins = False
-                await send.send(event)
-
-        async with send:
-            result, error = await outcome_of(
-                self._agent.run(self._prompt, event_stream_handler=hand_on, **self._kwargs)
-            )
-            if error is None:
-                self._result = result
-                self._life.apply(Event.END)
-                return
-            self._absorbed = cancelled_run(error)
-            if self._absorbed is not None or isinstance(error, asyncio.CancelledError):
-                self._leave(self._state.leave_reason(error))
-            else:
-                self._life.apply(Event.ERROR)
-            self._failed = error  # not raised: a task keeps its error, and an error its frames
+    def _note_end(self, result: AgentRunResult[OutputT] | None, error: BaseException | None) -> None:
+        if error is None:
+            self._result = result
+            self._life.apply(Event.END)
+            return
+        self._absorbed = cancelled_run(error)
+        if self._absorbed is not None or isinstance(error, asyncio.CancelledError):
+            self._leave(self._state.leave_reason(error))
+        else:
+            self._life.apply(Event.ERROR)
+        self._failed = error  # not raised: a task keeps its error, and an error its frames
 
     def _may_continue(self) -> bool:
         """Whether the turn that begins could turn out not to be the last one."""
@@ -367,6 +358,46 @@ class _Reading(Generic[OutputT]):
         except asyncio.CancelledError as error:
             self._run._lose_pull(error)
             raise
+
+
+def _hand_on(send: MemoryObjectSendStream[Any], method: WeakMethod[Callable[[], bool]]) -> EventStreamHandler[Any]:
+    """pydantic-ai's `event_stream_handler` for a run; pydantic-ai may keep it after that, so it does not hold the run.
+
+    Args:
+        send: Where the events are handed over.
+        method: Says whether the turn that begins could turn out not to be the last one.
+    """
+    step = 0
+
+    def may_continue() -> bool:
+        asked = method()
+        return asked is None or asked()
+
+    async def hand_on(context: RunContext[Any], events: AsyncIterable[AgentStreamEvent]) -> None:
+        nonlocal step
+        # Called for each step of the graph: a model's turn, then its tools, under the same number.
+        begins, step = context.run_step != step, context.run_step
+        if begins:
+            await send.send(_TurnBegins(may_continue=True))
+        async for event in events:
+            # What the model was asked is known when it answers: the request is opened by the first pull.
+            if begins and not may_continue():
+                await send.send(_TurnBegins(may_continue=False))
+            begins = False
+            await send.send(event)
+
+    return hand_on
+
+
+async def _end(state: RunState, task: asyncio.Task[None], received: MemoryObjectReceiveStream[Any]) -> None:
+    """End a run whose handle is gone."""
+    if not task.done():
+        if state.context is not None:
+            state.context.cancel()
+        else:
+            task.cancel()
+        await asyncio.wait([task], timeout=DEADLINE)
+    received.close()
 
 
 def _note_failure(task: asyncio.Task[Any]) -> None:

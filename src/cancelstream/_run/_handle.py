@@ -36,6 +36,7 @@ from .._response import LEAVE_TIMEOUT
 from .._run_state import RunState, is_inside
 from .._state import Event, Life, State, checked_reason
 from .._usage import StreamUsage
+from ._dropped import Entered, made_at
 from ._members import refuse_return_content
 from ._moments import Moment, moment_of
 
@@ -91,6 +92,14 @@ class RunHandle(ABC):
         self._stopping: asyncio.Task[None] | None = None
         self._asked: str | None = None
         """The reason of a stop that came when the run seemed to be over."""
+        self._made_at = made_at()
+        self._to_end: Entered | None = None
+        """Set while the run is entered and not left."""
+
+    def __del__(self) -> None:
+        entered: Entered | None = getattr(self, "_to_end", None)  # nothing is set if the arguments were wrong
+        if entered is not None:
+            entered.drop(self._made_at)
 
     # --- stopping ---------------------------------------------------------------------------------------------
 
@@ -341,12 +350,14 @@ async def outcome_of(awaitable: Awaitable[T]) -> tuple[T | None, Exception | asy
 
 
 def _weakly(method: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
-    """A method that does not keep its object: of one that is gone it does nothing."""
+    """A method that does not keep its object."""
     reference = WeakMethod(method)
 
     async def call() -> None:
         if (bound := reference()) is not None:
             await bound()
+        else:
+            await asyncio.Event().wait()  # its run was dropped, and is being ended
 
     return call
 

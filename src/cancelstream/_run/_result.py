@@ -23,6 +23,7 @@ import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from copy import copy
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, Unpack, overload
 from weakref import ref
@@ -41,6 +42,7 @@ from .._interrupt import Interrupted, Interruptible, require_loop
 from .._response import LEAVE_TIMEOUT
 from .._run_state import cancelled_run, provide_run_state
 from .._state import Event, State
+from ._dropped import Entered
 from ._handle import RunHandle
 from ._members import RunMembers
 from ._moments import STOPS, Action
@@ -98,6 +100,7 @@ class CancellableRun(RunHandle, RunMembers[OutputT], Generic[OutputT]):
             with provide_run_state(self._state):
                 self._result = await context.__aenter__()
             self._context = context
+            self._to_end = Entered(self._state, partial(context.__aexit__, None, None, None))
         except BaseException as error:
             self._absorbed = cancelled_run(error)
             if not self._is_own_stop(error, before):
@@ -140,6 +143,7 @@ class CancellableRun(RunHandle, RunMembers[OutputT], Generic[OutputT]):
     ) -> bool | None:
         """Stop what has not ended, close everything, and settle the usage."""
         context, result = self._context, self._result
+        self._to_end = None
         if context is None or result is None:
             return None
         is_stranded = self._is_stranded()
