@@ -40,6 +40,7 @@ from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.run import AgentRunResult
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition
+from pydantic_graph import End
 
 from ._counting import Api, family_of
 from ._durable import refuse_wrapper
@@ -231,7 +232,7 @@ class Cancellable(AbstractCapability[Any]):
         except BaseException as error:
             # A run that was merely left between two steps may still be gone on with by hand.
             if isinstance(error, Exception) or state.leave_reason(error) != "left":
-                state.close_messages()
+                state.close_messages(cut=not isinstance(error, Exception))
             raise
         finally:
             state.run_ended()
@@ -247,6 +248,12 @@ class Cancellable(AbstractCapability[Any]):
         if self._state is not None:
             self._state.step_started(ctx, node)
         return node
+
+    async def after_node_run(self, ctx: RunContext[Any], *, node: Any, result: Any) -> Any:
+        """Note the step that ends the run: what happens later does not change its messages."""
+        if self._state is not None and isinstance(result, End):
+            self._state.has_result = True
+        return result
 
     def get_wrapper_model(self, model: Model) -> Model | None:
         """Wrap each model that serves the run, once.

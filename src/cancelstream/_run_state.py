@@ -89,6 +89,8 @@ class RunState:
         """pydantic-ai's own list of the run's messages, which grows as the run goes on."""
         self.node: object = None
         """The step of pydantic-ai's graph that began last."""
+        self.has_result = False
+        """Whether pydantic-ai has the result of the run."""
         self.owner: asyncio.Task[Any] | None = None
         """The task that drives the run, while it does: its cancellation is the run's."""
         self._owner_was_cancelled = False
@@ -231,7 +233,7 @@ class RunState:
         elif reason is not None and isinstance(last, ModelResponse) and (is_cut(last) or last.state == "suspended"):
             told[-1] = mark_interrupted(last, reason=reason)
         elif lacks_results(told):
-            told.append(self._cut_request(last))
+            told.append(self._cut_request(told))
         elif last.state == "incomplete":
             told[-1] = replace(last, state="interrupted")
         elif reason is not None and last.state == "complete":
@@ -242,13 +244,19 @@ class RunState:
                 told.append(mark_interrupted(nothing, reason=reason))
         return told
 
-    def close_messages(self) -> None:
-        """Have pydantic-ai's own list end in a request for tool calls that will have no other, as `with_ending` does.
+    def close_messages(self, *, cut: bool) -> None:
+        """Complete pydantic-ai's own list of a run that fails or is cut, unless it had its result.
 
-        pydantic-ai does so itself while tools run, and not just before and after.
+        pydantic-ai does both itself at most moments: it records what a stream had received, and answers whole tool
+        calls that will have no other results with a request that is marked as cut.
         """
-        if self.messages is not None and lacks_results(self.messages) and self._is_own(self.messages[-1]):
-            self.messages.append(self._cut_request(self.messages[-1]))
+        messages = self.messages
+        if messages is None or self.has_result:
+            return
+        if cut and (received := self.received(messages)) is not None:
+            messages.append(received)
+        if lacks_results(messages) and self._is_own(messages[-1]):
+            messages.append(self._cut_request(messages))
 
     def _is_own(self, message: ModelMessage) -> bool:
         return self.context is not None and message.run_id == self.context.run_id
@@ -271,25 +279,28 @@ class RunState:
             response = replace(response, run_id=self.context.run_id, conversation_id=self.context.conversation_id)
         return response
 
-    def _cut_request(self, response: ModelMessage) -> ModelRequest:
-        """The request that answers a response's tool calls as far as they have results."""
+    def _cut_request(self, messages: Sequence[ModelMessage]) -> ModelRequest:
+        """The request that answers the tool calls of the last message as far as they have results."""
+        response = messages[-1]
         return ModelRequest(
-            parts=self._results(),
+            parts=self._results(messages),
             run_id=response.run_id,
             conversation_id=response.conversation_id,
             timestamp=datetime.now(UTC),
             state="interrupted",
         )
 
-    def _results(self) -> list[ModelRequestPart]:
-        """The results that came after the last response and are not in a message yet."""
+    def _results(self, messages: Sequence[ModelMessage]) -> list[ModelRequestPart]:
+        """The results that came after the last message and are not in a message yet."""
         node = self.node
         if node is _PAST:
             return self._last_results
         request = next_request_of(node) if isinstance(node, CallToolsNode) else None
         if isinstance(node, ModelRequestNode):
             request = node.request
-        return [] if request is None else [part for part in request.parts if part.part_kind != "user-prompt"]
+        if request is None or any(message is request for message in messages):
+            return []
+        return [part for part in request.parts if part.part_kind != "user-prompt"]
 
 
 def cancelled_run(error: BaseException) -> RunCancelled | None:
