@@ -138,7 +138,7 @@ class RunState:
             self._owner_was_cancelled = self.owner.cancelling() > 0
             self.tasks.discard(self.owner)
             self.owner = None
-        self._last_results = self._results()
+        self._last_results = self._results(self.messages or ())
         if not isinstance(self.node, UserPromptNode):
             self.node = None if self.node is None else _PAST
         if isinstance(self.context, RunContext):
