@@ -98,6 +98,8 @@ class RunState:
         self.tasks: set[asyncio.Task[Any]] = set()
         """The tasks in which pydantic-ai calls hooks; they end with the run."""
         self._watcher: Callable[[], Watcher | None] = _nobody
+        self._turn_at = 0
+        """Where the usages begin of the turn that is going on: an answer may come in several parts."""
         self._asked_at = 0
         """Where the response of the last stream has its place among the messages."""
         self._continues: ModelResponse | None = None
@@ -146,11 +148,15 @@ class RunState:
 
     def stream_made(self, stream: CancellableStreamedResponse, messages: Sequence[ModelMessage]) -> None:
         """A stream was made for a request with these messages; it is the open one until the next."""
+        self.usages[:] = self.counted_usages()
         self.stream = stream
         last = messages[-1] if messages else None
         self._continues = last if isinstance(last, ModelResponse) and last.state == "suspended" else None
         self.usages.append(stream.usage)
-        self._asked_at = len(self.messages or ())
+        place = len(self.messages or ())
+        if self._continues is None or place != self._asked_at:
+            self._turn_at = len(self.usages) - 1
+        self._asked_at = place
         if (watcher := self._watcher()) is not None:
             watcher._on_stream()
 
@@ -174,7 +180,18 @@ class RunState:
 
     def requests(self) -> int:
         """How many of the streams had a request that was sent."""
-        return sum(usage._counts for usage in self.usages)
+        return sum(usage._counts for usage in self.counted_usages())
+
+    def counted_usages(self) -> list[ResponseUsage]:
+        """The usages that add up to the run's: each look at a background job tells all of it, so the last counts."""
+        job, stream = None if self._continues is None else self._continues.provider_response_id, self.stream
+        if job and stream is not None and stream.provider_response_id == job and len(self.usages) > 1:
+            return [*self.usages[:-2], self.usages[-1]]
+        return list(self.usages)
+
+    def turn_usages(self) -> list[ResponseUsage]:
+        """Those of them that belong to the turn that is going on."""
+        return self.counted_usages()[self._turn_at :]
 
     def leave_reason(self, error: BaseException | None) -> str:
         """The reason to record for a stream that is left before its end, with this error or without one."""

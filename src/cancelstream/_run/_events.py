@@ -340,7 +340,9 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
         ended = self._ended() or self._state.context
         total = (self._kwargs.get("usage") or RunUsage()) if ended is None else ended.usage
         # pydantic-ai adds a response to the sum when it adds it to the messages.
-        return total if self._state.received(self._recorded()[0]) is None else total + self._state.usages[-1]._in_total
+        if self._state.received(self._recorded()[0]) is None:
+            return total
+        return sum((usage._in_total for usage in self._state.turn_usages()), total)
 
 
 class _Reading(Generic[OutputT]):

@@ -261,7 +261,7 @@ class RunHandle(ABC):
         if self._is_cut:
             # pydantic-ai counts a step only once something of its answer arrived; the request was made all the same.
             total.requests = max(total.requests, self._state.requests())
-        return StreamUsage.combine(total, self._state.usages, into=self._usage, cut=self._is_cut)
+        return StreamUsage.combine(total, self._state.counted_usages(), into=self._usage, cut=self._is_cut)
 
     @abstractmethod
     def _total(self) -> RunUsage:
