@@ -98,7 +98,9 @@ def count_answer(
         return Answer(Count.unknown(low, limit, method), Count.unknown(0, limit), hidden)
     value, low, high = round(whole.value), int(whole.low), ceil(whole.high)  # in order, since these are
     if limit is not None:
-        value = max(low, limit if at_limit and limit <= high + family.unseen else min(value, limit))
+        # A length that ended the answer may also be the context's, which is far beyond the text.
+        reached = at_limit and limit <= 2 * high
+        value, high = max(low, limit if reached else min(value, limit)), max(high, limit) if reached else high
     if lost or not family.name or not deltas or _unseen_tools(prompt, api):
         # More had arrived, or the model is not known, or nothing visible came: only the limit bounds it.
         most = limit

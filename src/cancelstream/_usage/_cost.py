@@ -3,12 +3,14 @@
 After a cancel nobody knows which part of the input came from the provider's cache, so the lower bound takes all of it
 as cached and the upper bound none. The price is of what was delivered; a provider may bill more.
 
-Known limits: prices come from the data that the installed genai-prices has; nothing is fetched.
+Known limits: prices come from the data that the installed genai-prices has; nothing is fetched. A model that a gateway
+passes on as `maker/model`, without a price list of its own, is priced as its maker would.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -83,16 +85,15 @@ def _price(record: UsageRecord, input_tokens: int, cached: int, output_tokens: i
     usage = RequestUsage(input_tokens=input_tokens, output_tokens=output_tokens, cache_read_tokens=cached)
     for name, count in record.others:
         setattr(usage, name, count)
+    model = record.model or ""
+    ways: list[tuple[str, dict[str, str | None]]] = []
     if record.provider_url is not None:
-        try:
-            return calc_price(
-                usage,
-                record.model or "",
-                provider_api_url=record.provider_url,
-                genai_request_timestamp=record.at,
-            ).total_price
-        except LookupError:
-            pass  # a gateway's own address: its name may still be known
-    return calc_price(
-        usage, record.model or "", provider_id=record.provider, genai_request_timestamp=record.at
-    ).total_price
+        ways.append((model, {"provider_api_url": record.provider_url}))
+    # A gateway's own address is in no price list: its name may be, or else that of the maker, which it passes on.
+    ways.append((model, {"provider_id": record.provider}))
+    if "/" in model:
+        ways.append((model.rpartition("/")[2], {}))
+    for name, provider in ways:
+        with suppress(LookupError):
+            return calc_price(usage, name, **provider, genai_request_timestamp=record.at).total_price
+    raise LookupError(model)
