@@ -4,10 +4,13 @@
 
 Each file holds recorded provider traffic, one JSON object a line: streams (with `sse`, the payloads in order) or whole
 exchanges (with `request` and `response`). What the provider reported is taken out of each stream before it is fed to
-the meter, which then has to estimate it. A stream counts once whole, and once each cut at 25, 50 and 75 % of its
-deltas; the truth of a cut is the number of tokens, of the whole answer's own tokenisation, that lie within the part
-that was delivered. Everything is printed twice: with the tokenizer extra, and with no tokenizer at hand; the goals are
-for the former. The exit status is 1 if a goal for a count was missed; costs depend on the machine's other work.
+the meter, which then has to estimate it; for the first line alone it is left in. A stream counts once whole, and once
+each cut at 25, 50 and 75 % of its deltas; the truth of a cut is the number of tokens, of the whole answer's own
+tokenisation, that lie within the part that was delivered. Beside each share stands the lowest of any single project:
+each is a fold that shows how a rule carries over to traffic that it was not fitted on.
+
+Everything is printed twice: with the tokenizer extra, and with no tokenizer at hand; the goals are for the former. The
+exit status is 1 if a goal for a count was missed; costs depend on the machine's other work.
 
 Nothing is fitted here: the constants are in `cancelstream/_counting/`.
 """
@@ -30,6 +33,8 @@ from cancelstream._counting import family_of
 from cancelstream._usage import Count
 
 CUTS = (0.25, 0.5, 0.75)
+FOLD = 5
+"""Cases of one project from which on its share is printed."""
 ENOUGH = 20
 """Streams of a family from which on its bounds have a goal."""
 
@@ -44,10 +49,12 @@ class Line:
     of: int = 0
     misses: list[str] = field(default_factory=list)
     note: str = ""
+    projects: dict[str, list[bool]] = field(default_factory=dict)
 
     def add(self, held: bool, row: Row, expected: int, count: Count) -> None:
         self.of += 1
         self.held += held
+        self.projects.setdefault(row["repo"], []).append(held)
         if not held:
             self.misses.append(f"{about(row)}: {expected}, {count}")
 
@@ -55,10 +62,18 @@ class Line:
     def missed(self) -> bool:
         return self.goal is not None and self.of > 0 and self.held / self.of < self.goal
 
+    def worst(self) -> str:
+        """The project with the smallest share: what a project that nothing was fitted on may look like."""
+        several = {repo: held for repo, held in self.projects.items() if len(held) >= FOLD}
+        if not several or self.held == self.of:
+            return ""
+        repo, held = min(several.items(), key=lambda item: statistics.mean(item[1]))
+        return f"lowest {statistics.mean(held):.0%} of {len(held)}: {repo}"
+
     def __str__(self) -> str:
         share = f"{self.held / self.of:7.1%}" if self.of else "      -"
         goal = "" if self.goal is None else f">= {self.goal:.1%} {'MISSED' if self.missed else 'ok'}"
-        return f"{self.name:<72} {share} {self.held:>5}/{self.of:<5} {goal:<18} {self.note}".rstrip()
+        return f"{self.name:<72} {share} {self.held:>5}/{self.of:<5} {goal:<18} {self.worst()} {self.note}".rstrip()
 
 
 @dataclass

@@ -85,15 +85,17 @@ def _price(record: UsageRecord, input_tokens: int, cached: int, output_tokens: i
     usage = RequestUsage(input_tokens=input_tokens, output_tokens=output_tokens, cache_read_tokens=cached)
     for name, count in record.others:
         setattr(usage, name, count)
-    model = record.model or ""
-    ways: list[tuple[str, dict[str, str | None]]] = []
+    model, at = record.model or "", record.at
     if record.provider_url is not None:
-        ways.append((model, {"provider_api_url": record.provider_url}))
-    # A gateway's own address is in no price list: its name may be, or else that of the maker, which it passes on.
-    ways.append((model, {"provider_id": record.provider}))
-    if "/" in model:
-        ways.append((model.rpartition("/")[2], {}))
-    for name, provider in ways:
         with suppress(LookupError):
-            return calc_price(usage, name, **provider, genai_request_timestamp=record.at).total_price
-    raise LookupError(model)
+            return calc_price(
+                usage, model, provider_api_url=record.provider_url, genai_request_timestamp=at
+            ).total_price
+    # A gateway's own address is in no price list: its name may be, or else that of the maker, which it passes on.
+    maker, _, passed_on = model.rpartition("/")
+    try:
+        return calc_price(usage, model, provider_id=record.provider, genai_request_timestamp=at).total_price
+    except LookupError:
+        if not maker:
+            raise
+    return calc_price(usage, passed_on, genai_request_timestamp=at).total_price
