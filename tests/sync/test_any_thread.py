@@ -227,7 +227,7 @@ def test_a_run_that_is_forgotten(make_agent: MakeAgent, scripted_server: StartSe
         del run
         gc.collect()
 
-    with pytest.warns(ResourceWarning, match=r"use `with run_stream\(\.\.\.\) as result:`"):
+    with pytest.warns(ResourceWarning, match=r"made at .*test_any_thread\.py.*use `with run_stream\(\.\.\.\)"):
         in_thread(forget)
     server.records[0].wait_disconnected(LIMIT)
 

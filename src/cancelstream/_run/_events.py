@@ -115,6 +115,9 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
         self._over = True
         self._ready.clear()
         if is_stranded:
+            if self._received is not None:
+                with suppress(RuntimeError):  # a sender that waits cannot be woken on a loop that is closed
+                    self._received.close()
             self._closed.set()
             return
         if self._is_cut:

@@ -93,6 +93,7 @@ class RunHandle(ABC):
         self._asked: str | None = None
         """The reason of a stop that came when the run seemed to be over."""
         self._made_at = made_at()
+        """The line of the caller that made the run."""
         self._to_end: Entered | None = None
         """Set while the run is entered and not left."""
 

@@ -81,7 +81,7 @@ class BlockingRun(Generic[OutputT]):
         if session is not None and session.was_forgotten():
             session.leave_soon()
             warnings.warn(
-                "a run of cancelstream.sync.run_stream was entered and dropped without being left: use "
+                f"a run was dropped without being left, made at {self._run._made_at}: use "
                 "`with run_stream(...) as result:`",
                 ResourceWarning,
                 stacklevel=2,
