@@ -343,9 +343,10 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
         ended = self._ended() or self._state.context
         total = (self._kwargs.get("usage") or RunUsage()) if ended is None else ended.usage
         # pydantic-ai adds a response to the sum when it adds it to the messages.
-        if self._state.received(self._recorded()[0]) is None:
-            return total
-        return sum((usage._in_total for usage in self._state.turn_usages()), total)
+        if self._state.received(self._recorded()[0]) is not None:
+            for usage in self._state.turn_usages():
+                total = total + usage._in_total  # a new sum: the one of pydantic-ai stays as it is
+        return total
 
 
 class _Reading(Generic[OutputT]):
