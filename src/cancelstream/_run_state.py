@@ -239,9 +239,7 @@ class RunState:
         told = list(messages)
         received = self.received(told)
         if received is not None:
-            if new and is_cut(told[-1]) and isinstance(told[-1], ModelResponse):
-                told.pop()
-            told.append(received)
+            self._take_in(received, told)
         elif not new:
             return told
         last = told[-1]
@@ -271,9 +269,15 @@ class RunState:
         if messages is None or self.has_result:
             return
         if cut and (received := self.received(messages)) is not None:
-            messages.append(received)
+            self._take_in(received, messages)
         if lacks_results(messages) and self._is_own(messages[-1]):
             messages.append(self._cut_request(messages))
+
+    def _take_in(self, received: ModelResponse, messages: list[ModelMessage]) -> None:
+        """Add what was received to the messages, in place of a response that has nothing of it."""
+        if messages and isinstance(last := messages[-1], ModelResponse) and is_cut(last) and self._is_own(last):
+            messages.pop()
+        messages.append(received)
 
     def _is_own(self, message: ModelMessage) -> bool:
         return self.context is not None and message.run_id == self.context.run_id
