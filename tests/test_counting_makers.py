@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 from pydantic_ai.messages import PartDeltaEvent, TextPartDelta
+from pydantic_ai.models import ModelRequestParameters
+from pydantic_ai.tools import ToolDefinition
 
 from cancelstream import Count
-from cancelstream._counting import UNKNOWN, Prompt, Tool, Turn, count_prompt, family_of
+from cancelstream._counting import UNKNOWN, Prompt, Tool, Turn, count_prompt, family_of, from_messages
 from cancelstream._counting._makers import FAMILIES
 from cancelstream._usage import Meter, ResponseUsage
 from cancelstream._usage._objects import fill
@@ -126,6 +128,18 @@ def test_a_call_that_was_the_only_one_possible_in_responses():
     meter.feed_chunk({"type": "response.function_call_arguments.delta", "output_index": 0, "delta": '{"city":"Paris"}'})
     meter.settle(ended=True)
     assert meter.usage.output.value == 5 + 1
+
+
+def test_the_only_call_of_a_pydantic_ai_request():
+    """An agent whose answer is an object has one function to call; that leaves no choice in the Responses API alone."""
+    output = ToolDefinition(name="final_result", kind="output")
+    wanted = ModelRequestParameters(output_mode="tool", output_tools=[output], allow_text_output=False)
+    prompt = from_messages([], None, wanted)
+    assert [prompt.only_call(api) for api in ("openai-responses", "openai-chat", None)] == ["final_result", None, None]
+    free = ModelRequestParameters(function_tools=[ToolDefinition(name="look"), ToolDefinition(name="run")])
+    assert from_messages([], None, free).only_call("openai-responses") is None
+    assert from_messages([], {"tool_choice": ["look"]}, free).only_call("openai-chat") == "look"
+    assert from_messages([], {"tool_choice": "required"}, free).required
 
 
 def test_a_limit_that_is_kept():

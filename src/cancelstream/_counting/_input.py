@@ -111,8 +111,8 @@ def _openai(prompt: Prompt, family: Family, api: Api | None, *, own: bool) -> To
         around = _AROUND_SCHEMA[through] + (_SYSTEM if chat and not (reasons or system or prompt.tools) else 0)
         count = family.count(response_format(wanted.name, wanted.description, wanted.schema))
         total += _widened(count, around, 0.15, 6)
-    if prompt.forced is not None and not reasons:
-        total += _widened(family.count(prompt.forced), _FORCED, 0, 8)
+    if (only := prompt.only_call(api)) is not None and not reasons:
+        total += _widened(family.count(only), _FORCED, 0, 8)
     return total
 
 

@@ -129,7 +129,7 @@ def _reconciled(counted: Tokens, deltas: int) -> Tokens:
 def _calls(seen: Delivered, family: Family, prompt: Prompt | None, api: Api | None) -> Tokens:
     around, number = family.calls, len(seen.calls)
     # A model writes no more than the arguments of a call that it had to make.
-    forced = around.forced if prompt is not None and prompt.forced is not None and number == 1 else None
+    forced = around.forced if prompt is not None and prompt.only_call(api) is not None and number == 1 else None
     first = around.first if forced is None else forced
     first += (around.parallel if number > 1 else 0) + (api == "openai-responses")
     total = Tokens(first, 0, first, "", True)

@@ -70,7 +70,8 @@ class Prompt:
         turns: What was said, in order.
         tools: The functions it offers.
         schema: The schema that the answer has to follow.
-        forced: The one function that the model has to call.
+        forced: The one function that the model has to call, by name.
+        required: Whether it has to call one, whichever.
         limit: The most output tokens it allows.
         thinking: Whether it asks for reasoning (`True`), switches it off (`False`), or leaves it open.
         sealed: The length of each piece of encrypted reasoning that it sends back.
@@ -87,6 +88,16 @@ class Prompt:
     sealed: tuple[int, ...] = ()
     unseen: tuple[str, ...] = ()
     native: bool = False
+    required: bool = False
+
+    def only_call(self, api: Api | None) -> str | None:
+        """The one function that the model can but call: in Responses, that is also the only one of a request.
+
+        The chat API treats a request with one function that has to be called like any other.
+        """
+        if self.forced is None and self.required and api == "openai-responses" and len(self.tools) == 1:
+            return self.tools[0].name
+        return self.forced
 
 
 def from_chat(body: Mapping[str, Any]) -> Prompt:
@@ -115,6 +126,7 @@ def from_chat(body: Mapping[str, Any]) -> Prompt:
         (),
         (*unseen, *natives),
         bool(natives),
+        body.get("tool_choice") == "required",
     )
 
 
@@ -142,19 +154,18 @@ def from_responses(body: Mapping[str, Any]) -> Prompt:
                 sealed.clear()  # the reasoning behind an answer is dropped once the user has gone on
     wanted = _mapping(_mapping(body.get("text")).get("format"))
     functions, natives = _told_apart(body.get("tools"), unseen)
-    tools = tuple(_tool(tool) for tool in functions)
     choice = body.get("tool_choice")
     return Prompt(
         tuple(turns),
-        tools,
+        tuple(_tool(tool) for tool in functions),
         _schema(wanted) if wanted.get("type") == "json_schema" else None,
-        # A model that has to call something and has one function is in the same place as one that is told which.
-        tools[0].name if choice == "required" and len(tools) == 1 else _text(_mapping(choice).get("name")) or None,
+        _text(_mapping(choice).get("name")) or None,
         _limit(body, "max_output_tokens"),
         _thinking(reasoning.get("effort")),
         tuple(sealed),
         (*unseen, *natives),
         bool(natives),
+        choice == "required",
     )
 
 

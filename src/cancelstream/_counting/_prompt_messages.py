@@ -67,17 +67,19 @@ def from_messages(
             thoughts = (part for part in message.parts if isinstance(part, ThinkingPart))
             sealed.extend(len(thought.signature) for thought in thoughts if thought.signature)
     tools = [*parameters.function_tools, *(parameters.output_tools if _answers_by_tool(parameters) else ())]
+    choice: object = mapping.get("tool_choice")
     wanted = parameters.output_object if parameters.output_mode == "native" else None
     return Prompt(
         (*_instructions(messages, parameters), *turns),
         tuple(_tool(tool) for tool in tools),
         None if wanted is None else Schema(wanted.name or "", wanted.description or "", wanted.json_schema),
-        None,
+        _only(choice),
         limit if type(limit := mapping.get("max_tokens")) is int and limit > 0 else None,
         _thinking(mapping, parameters),
         tuple(sealed),
         (*natives, *unseen),
         bool(natives),
+        choice == "required" or not (parameters.allow_text_output or parameters.allow_image_output),
     )
 
 
@@ -131,6 +133,12 @@ def _response_turns(message: ModelResponse, unseen: list[str]) -> Iterator[Turn]
         yield Turn("assistant", text)
     for call in calls:
         yield Turn("call", call.args_as_json_str(), call.tool_name)
+
+
+def _only(choice: object) -> str | None:
+    """The one function that may be called, where the `tool_choice` of the settings names it."""
+    names = cast("list[object]", choice) if isinstance(choice, list) else []
+    return leaf(names[0]) if len(names) == 1 else None
 
 
 def _answers_by_tool(parameters: ModelRequestParameters) -> bool:
