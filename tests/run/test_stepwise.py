@@ -29,7 +29,7 @@ def stepwise(texts: AsyncIterator[str]) -> Iterator[str]:
         while True:
             yield loop.run_until_complete(anext(texts))  # type: ignore[arg-type]
     except StopAsyncIteration:
-        pass
+        loop.run_until_complete(loop.shutdown_asyncgens())  # the HTTP library's own
     finally:
         loop.close()
 
