@@ -9,10 +9,11 @@ after the response (tools of an exhaustive agent) is inside the consumer's pull,
 A block that is left when the answer is whole and handed out ends the run as reading on would: its output is validated,
 and its messages are whole.
 
-Known limits. As in pydantic-ai, the first text is taken for the final answer. A tool written as a plain function runs
-in a thread that nobody can stop: it is left to finish, and its result is dropped. A generator around a run that a host
-drives step by step, and drops half way on a loop that is closed, is never noticed: pydantic-ai's scopes hold the task
-that entered the run, and that task holds the generator.
+Known limits. As in pydantic-ai, the first text is taken for the final answer, and the context has to be left in the
+task that entered it, so an async generator around it must not be closed by another one: `run_stream_events` can be. A
+tool written as a plain function runs in a thread that nobody can stop: it is left to finish, and its result is dropped.
+A generator around a run that a host drives step by step, and drops half way on a loop that is closed, is never noticed:
+pydantic-ai's scopes hold the task that entered the run, and that task holds the generator.
 """
 
 from __future__ import annotations
