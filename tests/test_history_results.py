@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -119,8 +120,8 @@ class TestRuns:
             wanted = any(isinstance(part, UserPromptPart) and part.content == "call" for part in last.parts)
             return calls("book") if wanted else ModelResponse(parts=[TextPart("done")])
 
-        async def stream(messages: list[ModelMessage], info: AgentInfo) -> Any:
-            yield (await answer(messages, info)).text
+        async def stream(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str]:
+            yield (await answer(messages, info)).text or ""
 
         agent = Agent(
             FunctionModel(answer, stream_function=stream),

@@ -18,7 +18,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, cast, get_args
+from typing import Any, get_args
 from weakref import ref
 
 import anyio
@@ -240,10 +240,13 @@ class Cancellable(AbstractCapability[Any]):
 
     async def before_node_run(self, ctx: RunContext[Any], *, node: Any) -> Any:
         """Note the step, and which task drives the run: the hooks before this one run in tasks of their own."""
-        if isinstance(node, UserPromptNode):
-            user_prompt, results = cast("UserPromptNode[Any, Any]", node).user_prompt, node.deferred_tool_results
+        first: UserPromptNode[Any, Any] | None = node if isinstance(node, UserPromptNode) else None
+        if first is not None:
             ctx.messages[:] = apply_policy(
-                ctx.messages, self.history, has_prompt=user_prompt is not None, awaits_results=results is not None
+                ctx.messages,
+                self.history,
+                has_prompt=first.user_prompt is not None,
+                awaits_results=first.deferred_tool_results is not None,
             )
         if self._state is not None:
             self._state.step_started(ctx, node)
@@ -251,8 +254,8 @@ class Cancellable(AbstractCapability[Any]):
 
     async def after_node_run(self, ctx: RunContext[Any], *, node: Any, result: Any) -> Any:
         """Note the step that ends the run: what happens later does not change its messages."""
-        if self._state is not None and isinstance(result, End):
-            self._state.has_result = True
+        if self._state is not None:
+            self._state.has_result = isinstance(result, End)
         return result
 
     def get_wrapper_model(self, model: Model) -> Model | None:

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, cast
 from weakref import ref
 
 from pydantic_ai import CallToolsNode, ModelRequestNode, RunContext, UserPromptNode
@@ -27,7 +27,10 @@ from ._response import CancellableStreamedResponse
 from ._upstream.pydantic_ai import continued, next_request_of, was_cancelled_by_its_own_handle
 from ._usage import ResponseUsage
 
-__all__ = ("RunState", "cancelled_run", "current_run_state", "inside", "is_inside", "provide_run_state")
+if TYPE_CHECKING:
+    from pydantic_ai.workspaces import Workspace
+
+__all__ = ("PastContext", "RunState", "cancelled_run", "current_run_state", "inside", "is_inside", "provide_run_state")
 
 
 class Watcher(Protocol):
@@ -58,6 +61,8 @@ class PastContext:
     conversation_id: str | None
     usage: RunUsage
     deadline: datetime | None
+    metadata: dict[str, Any] | None
+    workspace: Workspace
     was_cancelled: bool
 
     @classmethod
@@ -68,6 +73,8 @@ class PastContext:
             context.conversation_id,
             context.usage,
             context.deadline,
+            context.metadata,
+            context.workspace,
             was_cancelled_by_its_own_handle(context),
         )
 
@@ -316,7 +323,7 @@ class RunState:
         node = self.node
         if node is _PAST:
             return self._last_results
-        request = next_request_of(node) if isinstance(node, CallToolsNode) else None
+        request = next_request_of(cast("CallToolsNode[Any, Any]", node)) if isinstance(node, CallToolsNode) else None
         if isinstance(node, ModelRequestNode):
             request = node.request
         if request is None or any(message is request for message in messages):

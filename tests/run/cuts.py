@@ -97,7 +97,7 @@ class World:
             assert self.goes_on
             return ModelResponse(parts=[TextPart(NEXT)])
 
-        agent = Agent(
+        agent: Agent[None, Any] = Agent(
             FunctionModel(answer, stream_function=stream),
             output_type=self.script.output_type,
             end_strategy=self.script.end_strategy,
@@ -105,27 +105,27 @@ class World:
         )
 
         @agent.tool
-        async def quick(ctx: RunContext[None]) -> str:
+        async def quick(ctx: RunContext[Any]) -> str:
             self.ran[str(ctx.tool_call_id)] += 1
             await asyncio.sleep(0)
             return "22 degrees"
 
         @agent.tool
-        async def slow(ctx: RunContext[None]) -> str:
+        async def slow(ctx: RunContext[Any]) -> str:
             self.ran[str(ctx.tool_call_id)] += 1
             for _ in range(3):
                 await asyncio.sleep(0)
             return "sunny"
 
         @agent.tool
-        async def unsure(ctx: RunContext[None]) -> str:
+        async def unsure(ctx: RunContext[Any]) -> str:
             self.ran[str(ctx.tool_call_id)] += 1
             if ctx.retry == 0:
                 raise ModelRetry("once more")
             return "sure"
 
         @agent.tool
-        async def later(ctx: RunContext[None]) -> str:
+        async def later(ctx: RunContext[Any]) -> str:
             self.ran[str(ctx.tool_call_id)] += 1
             raise CallDeferred
 

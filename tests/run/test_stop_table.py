@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,9 +13,10 @@ from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.conversation import Conversation
 from pydantic_ai.exceptions import UserError
 from pydantic_ai.messages import ModelRequest, ModelResponse, TextPart, ToolReturnPart, UserPromptPart
-from pydantic_ai.models import CompletedStreamedResponse, Model
+from pydantic_ai.models import CompletedStreamedResponse, Model, ModelRequestParameters, StreamedResponse
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 from pydantic_ai.models.wrapper import WrapperModel
+from pydantic_ai.settings import ModelSettings
 
 from cancelstream import Cancellable, IncompleteOutputError, is_incomplete, run_stream, run_stream_events
 from cancelstream._run._moments import STOPS, Moment, moment_of
@@ -93,7 +94,7 @@ def kinds(messages: list[ModelMessage]) -> list[tuple[str, str, list[str]]]:
 ASKED = ("request", "complete", ["user-prompt"])
 CALLED = ("response", "complete", ["tool-call"])
 ANSWERED = ("request", "complete", ["tool-return"])
-NOTHING = ("response", "interrupted", [])
+NOTHING: tuple[str, str, list[str]] = ("response", "interrupted", [])
 TEXT = ("response", "interrupted", ["text"])
 
 PLACES: list[tuple[str, dict[Any, Moment], list[Any]]] = [
@@ -360,15 +361,23 @@ class Elsewhere(WrapperModel):
     """A model whose stream is read in a task of its own, and handed over when it is whole, as a durable step does."""
 
     @asynccontextmanager
-    async def request_stream(self, messages: Any, settings: Any, parameters: Any, context: Any = None) -> Any:
+    async def request_stream(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+        run_context: RunContext[Any] | None = None,
+    ) -> AsyncGenerator[StreamedResponse]:
+        opening = self.wrapped.request_stream(messages, model_settings, model_request_parameters, run_context)
+
         async def step() -> ModelResponse:
-            async with self.wrapped.request_stream(messages, settings, parameters, context) as stream:
+            async with opening as stream:
                 async for _ in stream:
                     pass
                 return stream.get()
 
         response = await asyncio.create_task(step())
-        yield CompletedStreamedResponse(response, model_request_parameters=parameters, replay_events=True)
+        yield CompletedStreamedResponse(response, model_request_parameters=model_request_parameters, replay_events=True)
 
 
 class Durable(AbstractCapability[Any]):
@@ -389,3 +398,18 @@ async def test_a_model_that_is_called_elsewhere(door: Callable[..., Any]) -> Non
     assert run.response.text == "one two"
     assert kinds(run.all_messages()) == [ASKED, CALLED, ANSWERED, TEXT]
     assert run.all_messages()[-1].parts == [TextPart("one two")]
+
+
+async def test_what_a_run_that_was_stopped_in_a_tool_says_of_itself() -> None:
+    """Its ids, its metadata and its workspace are those that it had begun with."""
+    stage = Stage("in a tool")
+    run = run_stream(stage.agent(), "go", metadata={"user": "ada"})
+    reading = asyncio.create_task(read(run))
+    async with asyncio.timeout(LIMIT):
+        await stage.arrived.wait()
+        before = (run.run_id, run.conversation_id, run.metadata, run.workspace)
+        run.cancel()
+        await reading
+    assert (run.run_id, run.conversation_id, run.metadata, run.workspace) == before
+    assert run.metadata == {"user": "ada"}
+    assert run.all_messages()[-1].run_id == run.run_id

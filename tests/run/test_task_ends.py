@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import pytest
@@ -56,7 +56,7 @@ async def test_a_generator_around_the_events(scripted_server: StartServer, make_
     server = scripted_server(STUCK)
     run = run_stream_events(make_agent(server), "go")
 
-    async def words() -> AsyncIterator[str]:
+    async def words() -> AsyncGenerator[str]:
         async with run as events:
             async for text in events.stream_text(delta=True):
                 yield text

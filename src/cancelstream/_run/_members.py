@@ -11,6 +11,7 @@ from pydantic_ai.messages import ModelResponse
 from pydantic_ai.result import StreamedRunResult
 
 from .._errors import IncompleteOutputError
+from .._run_state import PastContext
 
 if TYPE_CHECKING:
     from pydantic_ai.workspaces import Workspace
@@ -40,7 +41,7 @@ class RunMembers(ABC, Generic[OutputT]):
         """pydantic-ai's result, `None` for a run that was cut before it had one; raises if it was not entered."""
 
     @abstractmethod
-    def _known(self) -> StreamedRunResult[Any, OutputT] | RunContext[Any] | None:
+    def _known(self) -> StreamedRunResult[Any, OutputT] | RunContext[Any] | PastContext | None:
         """What pydantic-ai has made of the run so far, `None` while there is nothing."""
 
     @property

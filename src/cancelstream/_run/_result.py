@@ -41,7 +41,7 @@ from pydantic_ai.usage import RunUsage
 from .._errors import IncompleteOutputError
 from .._interrupt import Interrupted, Interruptible, require_loop
 from .._response import LEAVE_TIMEOUT
-from .._run_state import cancelled_run, provide_run_state
+from .._run_state import PastContext, cancelled_run, provide_run_state
 from .._state import Event, State
 from ._dropped import Entered
 from ._handle import RunHandle
@@ -303,7 +303,7 @@ class CancellableRun(RunHandle, RunMembers[OutputT], Generic[OutputT]):
             raise RuntimeError("this run was not entered: use `async with run_stream(...) as result:`")
         return self._result
 
-    def _known(self) -> StreamedRunResult[Any, OutputT] | RunContext[Any] | None:
+    def _known(self) -> StreamedRunResult[Any, OutputT] | RunContext[Any] | PastContext | None:
         return self._result or self._state.context
 
     async def get_output(self) -> OutputT:
