@@ -199,7 +199,8 @@ FAMILIES: Final[dict[str, Family]] = {
     ),
     r"gpt-[5-9](?!.*-chat)|codex|computer-use": _REASONING,
     r"o\d(-|$)": replace(_REASONING, source="text 3 of 25, calls 2 of 9, of 7 projects: as above", own_turn=0),
-    r"gpt-4o|chatgpt-4o|gpt-4\.[15]|gpt-[5-9].*-chat": _OPENAI,
+    r"gpt-[5-9].*-chat": replace(_OPENAI, source="1 request of 1, to the token", turn=3),
+    r"gpt-4o|chatgpt-4o|gpt-4\.[15]": _OPENAI,
     r"gpt-3\.5-turbo-0301": replace(_OPENAI, source="OpenAI's own cookbook", vocabulary="cl100k_base", turn=5),
     r"gpt-4|gpt-3\.?5|davinci|babbage": replace(
         _OPENAI, source="text 86 of 87, calls 13 of 22, of 10 projects", vocabulary="cl100k_base"
