@@ -129,6 +129,14 @@ def test_a_text_below_the_size_is_counted_whole(given: Given):
     assert given.characters == len(text)
 
 
+def test_a_text_without_spaces_is_counted_in_pieces(given: Given):
+    """A tokenizer gets stuck in one long word: below the size, too, it is given such a text in portions."""
+    text = TEXTS["one word"][:30_000]
+    count = answer_of("gpt-4o", text)
+    assert count.method == "bpe:o200k_base"
+    assert (given.characters, given.longest_word) == (30_000, 2_000)
+
+
 def test_thousands_of_messages(given: Given):
     """More messages than can be read at once leave a lower bound and no value, on either route."""
     messages = [{"role": "user", "content": "Hello"}] * 5_000
@@ -151,10 +159,24 @@ def test_a_schema_without_end(given: Given):
     assert given.characters < 50_000
 
 
+def test_a_large_object(given: Given):
+    """An object that a schema asked for is taken for one, where it is too long to be parsed."""
+    function = {"type": "function", "function": {"name": "look"}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}}
+    meter = Meter.for_openai(
+        {"messages": [], "tools": [function], "response_format": wanted}, api="openai-chat", model="gpt-4o"
+    )
+    meter.sent()
+    meter.opened()
+    meter.feed_chunk({"choices": [{"index": 0, "delta": {"content": '{"a":1}' * 20_000}}]})
+    meter.settle(ended=True)
+    assert meter.usage.output.value == pytest.approx(140_000 // 4, rel=0.01)
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_call_with_large_arguments(whole: bool, given: Given):
     """Arguments too long to be parsed are judged by their end: a call that was cut lacks what closes it."""
-    arguments = json.dumps({"text": TEXTS["prose"]})
+    arguments = json.dumps({"text": TEXTS["prose"]}, separators=(",", ":"))
     meter = Meter(model="deepseek-v4-flash", provider=None, provider_url=None)
     meter.sent()
     meter.opened()

@@ -5,12 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pydantic_ai.messages import PartDeltaEvent, TextPartDelta
+from pydantic_ai.messages import (
+    ModelRequest,
+    ModelResponse,
+    PartDeltaEvent,
+    TextPartDelta,
+    ThinkingPart,
+    ToolCallPart,
+    UserPromptPart,
+)
 from pydantic_ai.models import ModelRequestParameters
 from pydantic_ai.tools import ToolDefinition
 
 from cancelstream import Count
-from cancelstream._counting import UNKNOWN, Prompt, Tool, Turn, count_prompt, family_of, from_messages
+from cancelstream._counting import UNKNOWN, Prompt, Tool, Turn, count_prompt, family_of, from_messages, from_responses
 from cancelstream._counting._makers import FAMILIES
 from cancelstream._usage import Meter, ResponseUsage
 from cancelstream._usage._objects import fill
@@ -218,6 +226,27 @@ def test_what_a_reasoning_model_reads_of_its_own():
     assert turns[1] - turns[0] == 1 + 3 + 4
     system = count_prompt(Prompt((Turn("system", "Hello"), hello)), family, "openai-chat").value
     assert (system or 0) - turns[0] == 1 + 3 + 1
+
+
+def test_reasoning_that_is_not_read_again():
+    """Encrypted reasoning from before the user's last word is dropped by the Responses API; later reasoning counts."""
+    sealed = {"type": "reasoning", "encrypted_content": "x" * 2916}
+    user = {"role": "user", "content": "Hello"}
+    assert from_responses({"input": [user, sealed, user]}).sealed == ()
+    assert from_responses({"input": [user, sealed]}).sealed == (2916,)
+    asked, thought = ModelRequest(parts=[UserPromptPart("Hello")]), ThinkingPart("", signature="x" * 2916)
+    answer = ModelResponse(parts=[thought, ToolCallPart("look")])
+    assert from_messages([asked, answer, asked], None, ModelRequestParameters()).sealed == ()
+    assert from_messages([asked, answer], None, ModelRequestParameters()).sealed == (2916,)
+
+
+def test_answers_that_are_not_shown():
+    """In pro mode several answers are made, each with its own input: such a request has no value."""
+    asked = from_responses({"input": "Hello", "reasoning": {"mode": "pro"}})
+    settings: Any = {"openai_reasoning_mode": "pro"}
+    for prompt in (asked, from_messages([], settings, ModelRequestParameters())):
+        assert count_prompt(prompt, family_of("gpt-5.6"), "openai-responses").value is None
+    assert count_prompt(from_responses({"input": "Hello"}), family_of("gpt-5.6"), "openai-responses").value
 
 
 def test_what_templates_leave_out():

@@ -62,6 +62,8 @@ def from_messages(
         if isinstance(message, ModelRequest):
             for part in message.parts:
                 turns.extend(_request_turns(part, unseen))
+            if any(isinstance(part, UserPromptPart) for part in message.parts):
+                sealed.clear()  # the reasoning behind an answer is dropped once the user has gone on
         else:
             turns.extend(_response_turns(message, unseen))
             thoughts = (part for part in message.parts if isinstance(part, ThinkingPart))
