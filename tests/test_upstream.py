@@ -33,6 +33,7 @@ from cancelstream._upstream.pydantic_ai import (
     next_request_of,
     was_cancelled_by_its_own_handle,
 )
+from cancelstream._upstream.strands import wants_output
 from cancelstream._upstream.uvicorn import abort_connection, server_stopping
 
 
@@ -193,3 +194,18 @@ class TestPydanticAIsParts:
         monkeypatch.delattr(_continuation, "merge_responses")
         later = ModelResponse(parts=[TextPart("words")])
         assert continued(ModelResponse(parts=[TextPart("some ")]), later) is later
+
+
+class TestStrands:
+    def test_an_agent_knows_that_it_is_to_give_an_output(self) -> None:
+        """`wants_output` sees the agent's own model of an output, and a run's."""
+        strands = pytest.importorskip("strands", reason="needs cancelstream[strands]")
+        assert not wants_output(strands.Agent(callback_handler=None), {})
+        assert wants_output(strands.Agent(callback_handler=None), {"structured_output_model": object})
+        assert wants_output(strands.Agent(callback_handler=None, structured_output_model=object), {})
+
+    def test_without_it_only_the_run_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An upgrade that has renamed the attribute leaves the run's own argument."""
+        monkeypatch.setattr(_upstream, "_told", set[tuple[str, str]]())
+        assert not wants_output(object(), {})
+        assert wants_output(object(), {"structured_output_model": object})

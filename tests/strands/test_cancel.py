@@ -423,7 +423,7 @@ async def test_a_hook_that_never_ends_does_not_keep_the_run(
 
 
 async def test_a_whole_answer_is_not_flagged(scripted_server: StartServer):
-    """Stopped in the moment between the answer's end and its being stored, the answer is whole all the same."""
+    """Stopped in the moment between the answer's end and its being stored, the run is whole: nothing is changed."""
     server = scripted_server(AGAIN, AGAIN)
     agent = agent_for(server)
     stream = stream_async(agent, "hello")
@@ -432,7 +432,8 @@ async def test_a_whole_answer_is_not_flagged(scripted_server: StartServer):
     async with stream:
         async for _ in stream:
             pass
-    assert stream.cancelled
+    assert not stream.cancelled
+    assert stream.usage.complete
     assert agent.messages[-1]["content"] == [{"text": "Here I am."}]
     assert "custom" not in agent.messages[-1]["metadata"]
     assert stream.usage.provenance == "reported"

@@ -216,7 +216,23 @@ async def cut(model: Chunked, **kwargs: Any) -> Agent:
     return agent
 
 
-@pytest.mark.parametrize("at", range(len(EVERYTHING) + 1))
+SAID = next(number for number, chunk in enumerate(EVERYTHING, 1) if "messageStop" in chunk)
+"""How many chunks it takes until the model has said how its answer ended."""
+
+
+@pytest.mark.parametrize("at", range(SAID, len(EVERYTHING) + 1))
+async def test_cut_behind_the_end_of_an_answer_that_calls_tools(at: int):
+    """The answer is whole and keeps its calls, which are answered: nobody asks for them a second time."""
+    agent = await cut(Chunked(EVERYTHING[:at]), tools=[book])
+    answer, results = agent.messages[-2:]
+    assert "custom" not in answer.get("metadata", {})
+    calls = [part["toolUse"]["toolUseId"] for part in answer["content"] if "toolUse" in part]
+    answered = [part["toolResult"]["toolUseId"] for part in results["content"]]
+    assert calls == answered == ["a", "b"]
+    assert record_of(results)["reason"] == "stop"
+
+
+@pytest.mark.parametrize("at", range(SAID))
 async def test_cut_at_every_point(at: int):
     """Nothing that arrived is lost, and what stays can be sent to any provider: no open call, no unsigned thought."""
     agent = await cut(Chunked(EVERYTHING[:at]), tools=[book])

@@ -23,7 +23,7 @@ from strands.types.tools import ToolResult
 from .._history import INTERRUPTED_NOTE, INTERRUPTED_TOOL_RESULT
 from .._record import read_record, with_record
 
-__all__ = ("Partial", "flag", "interrupted_result", "is_flagged", "partial_message", "unanswered")
+__all__ = ("Partial", "flag", "interrupted_result", "is_flagged", "partial_message", "unanswered", "whole_message")
 
 Partial = tuple[Message, list[dict[str, Any]]]
 """A message, and the blocks that were left out of it."""
@@ -48,6 +48,11 @@ async def partial_message(chunks: Iterable[StreamEvent], unsaid: Sequence[Mappin
     calls.extend({"toolUse": dict(use)} for use in unsaid)
     message: Message = {"role": "assistant", "content": said or [{"text": INTERRUPTED_NOTE}]}
     return message, [*thoughts, *calls]
+
+
+async def whole_message(chunks: Sequence[StreamEvent]) -> Message:
+    """The message that the chunks of a whole answer make, as strands makes it."""
+    return {"role": "assistant", "content": await _content_of(chunks)}
 
 
 async def _content_of(chunks: Sequence[StreamEvent]) -> list[ContentBlock]:

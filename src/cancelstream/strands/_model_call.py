@@ -27,7 +27,7 @@ from strands.types.streaming import StreamEvent
 from .._peekable import PeekableAsyncStream
 from . import _bedrock
 from ._driving import LATE_LIMIT, run_on
-from ._messages import Partial, partial_message
+from ._messages import Partial, partial_message, whole_message
 from ._usage import CallMeter, strands_usage
 
 __all__ = ("ModelCall", "TappedModel")
@@ -55,6 +55,8 @@ class ModelCall:
         """The blocks that were left out of it."""
         self.is_recorded = False
         """Whether its message is in the agent's history."""
+        self.stop_reason: str | None = None
+        """Why the model ended its answer, in strands' words, once it said so: all that it says came before that."""
         self._source = source
         self._signal = signal
         self._chunks = chunks
@@ -64,8 +66,13 @@ class ModelCall:
 
     @property
     def is_cut(self) -> bool:
-        """Whether it was stopped before its end, by whomever."""
-        return not self._ended and not self._failed
+        """Whether it was stopped before the answer was whole, by whomever."""
+        return not self._ended and not self._failed and self.stop_reason is None
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the answer is whole, and the call was stopped before what strands has to say behind it."""
+        return not self._ended and not self._failed and self.stop_reason is not None
 
     def cut(self) -> None:
         """Stop it, and tell the provider; on the agent's loop."""
@@ -90,6 +97,8 @@ class ModelCall:
         try:
             async for chunk in self._stream:
                 self._chunks.append(chunk)
+                if "messageStop" in chunk:
+                    self.stop_reason = str(chunk["messageStop"].get("stopReason"))
                 yield chunk
             self._ended = not self._stream.cancelled
         except Exception as error:
@@ -110,7 +119,13 @@ class ModelCall:
         stream = self._stream
         late = [*stream._late, *self._source.late]  # pyright: ignore[reportPrivateUsage]
         lost = stream._lost  # pyright: ignore[reportPrivateUsage]
-        self.meter.settle(ended=self._ended, late=late, unsaid=self._unsaid(), lost=lost)
+        whole = self._ended or self.is_cut_off
+        unsaid = [] if whole else self._unsaid()
+        self.meter.settle(ended=whole, late=late, unsaid=unsaid, lost=lost and not whole)
+
+    async def whole(self) -> Message:
+        """The message of an answer that is whole."""
+        return await whole_message(self._chunks)
 
     async def partial(self) -> Partial:
         """What arrived, as a message, and what had to be left out of it."""
@@ -123,6 +138,11 @@ class ModelCall:
         message, _ = await self.partial()
         usage = cast("Usage", strands_usage(self.meter.usage))
         return ModelStopReason("cancelled", message, usage, event.metrics)
+
+    async def told_short(self, event: ModelStopReason) -> ModelStopReason:
+        """How strands is told of an answer that is whole, and whose usage did not come any more."""
+        usage = cast("Usage", strands_usage(self.meter.usage))
+        return ModelStopReason(cast("Any", self.stop_reason), await self.whole(), usage, event.metrics)
 
     def _unsaid(self) -> list[Mapping[str, Any]]:
         told = {

@@ -26,6 +26,7 @@ from strands import Agent
 from .._closing import Closing, Latch
 from .._interrupt import DEADLINE, Interruptible
 from .._state import Event, Life, checked_reason
+from .._upstream.strands import wants_output
 from ._driving import Handler, InContext, limited, run_on
 from ._stages import CUT, Invocation, current, prepare
 
@@ -56,7 +57,13 @@ class AgentRun:
         self.life = Life()
         self.handler = Handler(agent, kwargs)
         self._guard = Interruptible()
-        self.invocation = Invocation(_agents_of(agent), self.life, self._guard.cancel, self.handler.give_back)
+        self.invocation = Invocation(
+            _agents_of(agent),
+            self.life,
+            self._guard.cancel,
+            self.handler.give_back,
+            wants_more=not isinstance(agent, Agent) or wants_output(agent, kwargs),
+        )
         self.context = contextvars.copy_context()
         self._events: AsyncGenerator[dict[str, Any]] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -96,10 +103,10 @@ class AgentRun:
             raise RuntimeError("another task is waiting for the next event of this stream: one pulls at a time")
         self._puller = cast("asyncio.Task[Any]", asyncio.current_task())
         try:
-            if self._events is None or self.is_cut:
+            if self._events is None or self._is_stopped:
                 await self._begin()
             event = await self._guard.run(self._step())
-            if self.is_cut:
+            if self._is_stopped:
                 raise StopAsyncIteration
             if "result" in event:  # nothing follows it
                 self.life.apply(Event.END)
@@ -115,11 +122,11 @@ class AgentRun:
         """Begin the run, once, when the agent's run before it has been finished."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()  # first, and look second: `cancel()` does it the other way round
-        if self.is_cut:
+        if self._is_stopped:
             await asyncio.sleep(0)  # a cancellation of the task's own, if one is pending, comes first
             raise StopAsyncIteration
         before = _latest.get(self._agent, _nobody)()
-        if before is not None and before.is_cut and before._loop is not None and not before._loop.is_closed():
+        if before is not None and before._is_stopped and before._loop is not None and not before._loop.is_closed():
             await self._guard.run(before._closed.wait())
         _latest[self._agent] = ref(self)
         for agent in self.invocation.agents:
@@ -139,8 +146,8 @@ class AgentRun:
         """The pull raised: finish, and raise it again if it is the consumer's to see."""
         is_seen = True
         if isinstance(error, asyncio.CancelledError):
-            is_seen = puller.cancelling() > 0 or not self.is_cut
-            self.life.apply(Event.LEAVE, "task_cancelled")
+            is_seen = puller.cancelling() > 0 or not self._is_stopped
+            self.claim(Event.LEAVE, "task_cancelled")
         elif isinstance(error, StopAsyncIteration):
             is_seen = False
             self.life.apply(Event.END)
@@ -157,13 +164,24 @@ class AgentRun:
     def cancel(self, reason: str | None) -> Closing:
         """Stop it; any thread. What it returns may be awaited: until the agent is free."""
         reason = checked_reason(reason)
-        if self.life.apply(Event.CANCEL, reason):
+        if self.claim(Event.CANCEL, reason):
             self.stop()
         return Closing(self._closed, self._is_inside)
 
+    def claim(self, event: Event, reason: str) -> bool:
+        """Apply a stop, which changes nothing once the run's answer is whole, and say whether there is one to make."""
+        if not self.life.stop(event, reason, whole=self.invocation.is_answered):
+            return False
+        self.invocation.is_stopped = True
+        return True
+
+    @property
+    def _is_stopped(self) -> bool:
+        return self.is_cut or self.invocation.is_stopped
+
     async def leave(self, reason: str) -> None:
         """End it if it has not ended, and wait until the agent is free; at once when called inside its own tool."""
-        self.life.apply(Event.LEAVE, reason)
+        self.claim(Event.LEAVE, reason)
         if self._closed.is_set():
             return
         if self._loop is asyncio.get_running_loop() and self._puller is None and self._finisher is None:
@@ -233,7 +251,7 @@ class AgentRun:
         if self._events is None:
             return
         self._limit()
-        if self.is_cut and not self.invocation.stop():
+        if self._is_stopped and not self.invocation.stop():
             # It stands between two things, and goes as far as its first wait.
             await run_on(self._step, FINISH_TIMEOUT, HOOKS_TIMEOUT)
             return

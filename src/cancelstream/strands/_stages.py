@@ -42,6 +42,11 @@ CUT: Final = frozenset({State.INTERRUPTED, State.LEFT})
 """The states of a stream that was stopped before its end."""
 
 
+_FINAL: Final = frozenset({"end_turn", "stop_sequence", "content_filtered", "guardrail_intervened"})
+"""The reasons of a model's to end its answer that end the run. strands runs tools for `tool_use`, and raises for
+`max_tokens`."""
+
+
 class Invocation:
     """One run of an agent, or of several: what it is doing, and how that is stopped. On the run's loop only.
 
@@ -50,6 +55,7 @@ class Invocation:
         life: The stream's.
         give_up: Interrupts whatever strands waits for.
         when_begun: Is called with the state that strands passes on, before any event.
+        wants_more: Whether a model's answer is not the run's: there are several agents, or an output is asked for.
     """
 
     def __init__(
@@ -58,14 +64,19 @@ class Invocation:
         life: Life,
         give_up: Callable[[], None],
         when_begun: Callable[[dict[str, Any]], None],
+        *,
+        wants_more: bool,
     ) -> None:
         self.agents = agents
         self.is_over = False
+        self.is_stopped = False
+        """It was stopped, whether or not its answer was whole by then."""
         self.ignores_cancel = False
         """An earlier `agent.cancel()` was meant for nobody."""
         self._life = life
         self._give_up = give_up
         self._when_begun = when_begun
+        self._wants_more = wants_more
         self._models: list[TappedModel] = []
         self._doing: dict[object, tuple[Agent, Callable[[], None]]] = {}
         self._results: dict[str, ToolResult] = {}
@@ -73,8 +84,18 @@ class Invocation:
 
     @property
     def is_cut(self) -> bool:
-        """Whether it was stopped."""
+        """Whether it was stopped before its answer was whole."""
         return self._life.state in CUT
+
+    @property
+    def _is_ending(self) -> bool:
+        return self.is_stopped or self.is_cut
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the model has given the run's answer, all of which was handed out: a stop changes nothing then."""
+        calls = self.calls
+        return bool(calls) and not self._wants_more and calls[-1].stop_reason in _FINAL
 
     @property
     def calls(self) -> list[ModelCall]:
@@ -91,7 +112,9 @@ class Invocation:
         for agent, stop in list(self._doing.values()):
             self._ends = True
             stop()
-            # Have strands end the run. Where an agent has several at once it would end them all.
+            # Have strands end the run, if there is more to it. An agent that has several at once would end them all.
+            if self.is_answered:
+                continue
             if agent.concurrent_invocation_mode is ConcurrentInvocationMode.THROW:
                 agent.cancel()
         return self._ends
@@ -100,15 +123,18 @@ class Invocation:
         """Close every call, settle its usage, and append what strands had no chance to."""
         for call in self.calls:
             await call.finish()
-        if not self.is_cut:
+        if not self._is_ending:
             return
         for agent in self.agents:
             if agent.model.stateful:
                 continue  # the conversation is kept elsewhere
-            for call in self.calls:
-                if call.agent is agent and call.is_cut and not call.is_recorded:
-                    message, _ = await call.partial()
+            calls = [call for call in self.calls if call.agent is agent]
+            if calls and not calls[-1].is_recorded:
+                if calls[-1].is_cut:
+                    message, _ = await calls[-1].partial()
                     await _append(agent, message)
+                elif calls[-1].is_cut_off:
+                    await _append(agent, await calls[-1].whole())
             if ids := unanswered(agent.messages):
                 results = [self._results.get(name) or interrupted_result(name) for name in ids]
                 await _append(agent, {"role": "user", "content": [{"toolResult": result} for result in results]})
@@ -125,7 +151,7 @@ class Invocation:
     async def invoke_model(self, context: InvokeModelContext, next_fn: Any) -> AsyncGenerator[TypedEvent]:
         """A model call of strands'."""
         agent = cast("Agent", context.agent)
-        if self.is_cut:
+        if self._is_ending:
             self._give_up()
             await asyncio.get_running_loop().create_future()
         model = TappedModel(context.model, agent)
@@ -145,6 +171,8 @@ class Invocation:
                 await call.finish()
                 if self.is_cut and call.is_cut:
                     event = await call.cut_short(event)
+                elif self._is_ending and call.is_cut_off:
+                    event = await call.told_short(event)
                 # A graph goes on when one of its agents has answered.
                 self._ends = self._ends or (event.stop_reason != "tool_use" and len(self.agents) == 1)
                 yield event
@@ -164,7 +192,7 @@ class Invocation:
         with self._going_on(cast("Agent", context.agent), guard.cancel):
             began = False
             try:
-                while not self.is_cut:
+                while not self._is_ending:
                     began = True
                     yield await guard.run(step())
                 if began:
@@ -181,17 +209,16 @@ class Invocation:
     def added(self, event: MessageAddedEvent) -> None:
         """A message was appended: flag it if it is not whole, before any session stores it."""
         message, reason = event.message, self._life.reason or "cancelled"
-        if not self.is_cut or is_flagged(message):
-            return
         if message["role"] == "assistant":
-            for call in self.calls:
-                if call.agent is event.agent and call.message is not None and not call.is_recorded:
-                    call.is_recorded = True
-                    # What an `agent.cancel(message=...)` would have put in its place.
-                    message["content"] = call.message["content"]
-                    flag(message, reason=reason, usage=call.meter.usage.record(), dropped=call.dropped)
-                    return
-        else:
+            call = next((call for call in reversed(self.calls) if call.agent is event.agent), None)
+            if call is None or call.is_recorded:
+                return
+            call.is_recorded = True
+            if self.is_cut and call.message is not None and not is_flagged(message):
+                # What an `agent.cancel(message=...)` would have put in its place.
+                message["content"] = call.message["content"]
+                flag(message, reason=reason, usage=call.meter.usage.record(), dropped=call.dropped)
+        elif self.is_cut and not is_flagged(message):
             answered = [block["toolResult"]["toolUseId"] for block in message["content"] if "toolResult" in block]
             if any(name not in self._results for name in answered):
                 flag(message, reason=reason, usage=None, dropped=None)

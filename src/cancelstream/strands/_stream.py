@@ -166,7 +166,7 @@ class CancellableAgentStream:
         run: AgentRun | None = getattr(self, "_run", None)
         if run is None or not run.is_open:
             return
-        run.life.apply(Event.LEAVE)
+        run.claim(Event.LEAVE, "left")
         run.stop()
         warnings.warn(
             "a strands stream was dropped before its end: use `async with`, or `await stream.close()`",
@@ -179,7 +179,7 @@ class CancellableAgentStream:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the run was stopped before its end: by `cancel()`, or because it was left early."""
+        """Whether the run was cut: by `cancel()`, or because it was left before its answer was whole."""
         return self._run.is_cut
 
     @property
@@ -200,7 +200,7 @@ class CancellableAgentStream:
         total = RunUsage(requests=requests, tool_calls=invocation.tool_calls)
         for usage in usages:
             total.incr(usage)
-        return StreamUsage.combine(total, usages, into=self._usage)
+        return StreamUsage.combine(total, usages, into=self._usage, cut=self.cancelled)
 
 
 def stream_async(

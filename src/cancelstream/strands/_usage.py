@@ -80,7 +80,8 @@ class CallMeter:
         """The usage so far: one object, final once settled."""
         if not self._settled:
             self._read_on()
-            self._meter.observe(reported=self._reported, finish_reason=self._finish)
+            ended = self._finish is not None
+            self._meter.observe(reported=self._reported, finish_reason=self._finish, ended=ended)
         return self._meter.usage
 
     def failed(self, error: BaseException, *, cut: bool) -> None:
