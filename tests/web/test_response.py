@@ -29,7 +29,6 @@ from web_support import LIMIT, AppServer, Client
 
 from cancelstream import MemoryStopRegistry, is_incomplete, run_stream
 from cancelstream.starlette import CancellableEventResponse, EventEncoder, StreamEnd, lifespan, stop_endpoint
-from cancelstream.starlette import _outbox as outbox
 from cancelstream.testing import Answer, Cut, Gap, Gate, HttpError, ScriptedServer, Silence, Text
 
 SLOWLY = Text(*(f"word{number} " for number in range(10_000)), gap=0.002)
@@ -114,7 +113,7 @@ class Chat:
         async with asyncio.timeout(LIMIT):
             while True:
                 stream = self.responses[-1]._stream if self.responses else None
-                if stream is not None and len(stream.outbox._items) >= outbox.LIMIT:
+                if stream is not None and stream.outbox.is_full:
                     return
                 await asyncio.sleep(0.01)
 

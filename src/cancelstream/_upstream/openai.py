@@ -32,7 +32,7 @@ def reads_as_written(stream: Any) -> bool:
     patch a method of its class (New Relic), return a subclass, or a proxy of it. Reading past them would leave their
     spans empty. Where a name of the SDK's is gone the answer is false: the stream is read by the SDK, which costs more.
     """
-    kind: Any = type(stream)
+    kind = _class_of(stream)
     own = _OWN.get(kind)
     if own is None:
         return False
@@ -46,6 +46,10 @@ def reads_as_written(stream: Any) -> bool:
         and type(getattr(stream, "_decoder", None)).__module__ == _streaming.__name__
         and _reads_bytes_as_written(stream.response)
     )
+
+
+def _class_of(stream: object) -> Any:
+    return type(stream)
 
 
 def iteration_of(stream: Any) -> Any:

@@ -134,7 +134,9 @@ class EventEncoder:
         """The whole stream in pieces, each to be sent at once."""
         yield self.start(stop_id)
         async for batch in outbox:
-            if encoded := "".join(batch):
+            encoded = "".join(batch)
+            batch.clear()  # not held twice while a slow client takes it
+            if encoded:
                 yield encoded
         yield self.end(cast("StreamEnd", outbox.end))
 
