@@ -202,7 +202,7 @@ def run_script(code: str, server: ScriptedServer) -> str:
 
 def test_the_exit_of_the_interpreter(scripted_server: StartServer) -> None:
     """No thread keeps it, nothing is printed, and a provider that still sends is told."""
-    server = scripted_server(FLOWING, SILENT)
+    server = scripted_server(FLOWING, SILENT, SILENT)
     printed = run_script(
         """
 print(in_thread(answer))
@@ -213,14 +213,21 @@ def read():
             if text == "2 ":
                 reached.set()
 
+def texts(run):
+    with run as result:
+        yield from result.stream_text(delta=True, debounce_by=None)
+
 reached = threading.Event()
 threading.Thread(target=read, daemon=True).start()
 assert reached.wait(20)
+kept = texts(run_stream(agent, "go"))  # as a host may keep one in a global variable
+in_thread(lambda: next(kept))
 """,
         server,
     )
     assert printed == "".join(WORDS) + "\n"
-    server.records[1].wait_disconnected(LIMIT)
+    for record in server.records[1:]:
+        record.wait_disconnected(LIMIT)
 
 
 def test_after_a_fork(scripted_server: StartServer) -> None:

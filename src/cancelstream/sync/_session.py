@@ -113,8 +113,8 @@ class Session(Generic[OutputT]):
         A host drops a generator wherever it stands, in its event loop, too: there the waiting would stop everything.
         """
         self._is_left = True
-        if self._pid != os.getpid():
-            return  # the run, and its connection, are the parent's
+        if self.is_over or self._pid != os.getpid():
+            return  # the loop has ended and has left it, or the run and its connection are the parent's
         if is_async():
             self.leave_soon()
         elif self._place.loop.is_closed():
@@ -214,7 +214,8 @@ class Session(Generic[OutputT]):
         try:
             self._place.loop.call_soon_threadsafe(function)
         except RuntimeError:  # that loop is closed: nothing of this run can be open
-            self._run.cancel("left")
+            if not self.is_over:
+                self._run.cancel("left")
 
 
 class Stream(Generic[T]):
