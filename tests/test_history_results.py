@@ -69,7 +69,7 @@ class TestGuardAndRepair:
 
     def test_closed(self) -> None:
         """`salvage` answers each call with the placeholder: at the response's time, so that it reads no clock."""
-        history = [user(), calls("a", "b", run_id="run", conversation_id="talk")]
+        history: list[ModelMessage] = [user(), calls("a", "b", run_id="run", conversation_id="talk")]
         salvaged = salvage(history)
         assert salvaged[:2] == history
         request = salvaged[2]
@@ -84,7 +84,7 @@ class TestGuardAndRepair:
 
     def test_only_at_the_end(self) -> None:
         """A call in the middle is pydantic-ai's affair, which closes it as it sends the history."""
-        history = [user(), calls("a"), user("and?")]
+        history: list[ModelMessage] = [user(), calls("a"), user("and?")]
         check_history(history)
         assert salvage(history) == history
 
@@ -100,7 +100,7 @@ class TestGuardAndRepair:
 
     def test_the_policy(self) -> None:
         """Refused or repaired where a prompt follows; passed where pydantic-ai runs the calls, or has their results."""
-        history = [user(), calls("a")]
+        history: list[ModelMessage] = [user(), calls("a")]
         with pytest.raises(IncompleteHistoryError):
             apply_policy(history, "refuse")
         assert apply_policy(history, "salvage") == salvage(history)

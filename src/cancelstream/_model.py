@@ -18,7 +18,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, get_args
+from typing import Any, cast, get_args
 from weakref import ref
 
 import anyio
@@ -182,6 +182,11 @@ def _describe(usage: ResponseUsage) -> None:
         span.set_attribute("cancelstream.usage.provenance", usage.provenance)
 
 
+def _first_step(node: object) -> UserPromptNode[Any, Any] | None:
+    """The step that takes the history and the prompt, if it is that."""
+    return cast("UserPromptNode[Any, Any]", node) if isinstance(node, UserPromptNode) else None
+
+
 @dataclass
 class Cancellable(AbstractCapability[Any]):
     """Makes an agent's streams cancellable, its usage honest and its history safe: `capabilities=[Cancellable()]`.
@@ -240,8 +245,7 @@ class Cancellable(AbstractCapability[Any]):
 
     async def before_node_run(self, ctx: RunContext[Any], *, node: Any) -> Any:
         """Note the step, and which task drives the run: the hooks before this one run in tasks of their own."""
-        first: UserPromptNode[Any, Any] | None = node if isinstance(node, UserPromptNode) else None
-        if first is not None:
+        if (first := _first_step(node)) is not None:
             ctx.messages[:] = apply_policy(
                 ctx.messages,
                 self.history,

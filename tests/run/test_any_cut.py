@@ -27,19 +27,19 @@ LONG = pytest.mark.parametrize(
 SCRIPT = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name.replace(" ", "-"))
 
 
-def snapshots(result: Any) -> AsyncIterator[Any]:
+def snapshots(result: Any) -> Any:
     return result.stream_response(debounce_by=None)
 
 
-def outputs(result: Any) -> AsyncIterator[Any]:
+def outputs(result: Any) -> Any:
     return result.stream_output(debounce_by=None)
 
 
-def grouped(result: Any) -> AsyncIterator[Any]:
+def grouped(result: Any) -> Any:
     return result.stream_response()
 
 
-def events(result: Any) -> AsyncIterator[Any]:
+def events(result: Any) -> Any:
     return result
 
 

@@ -22,7 +22,10 @@ from cancelstream import Cancellable, IncompleteOutputError, is_incomplete, run_
 from cancelstream._run._moments import STOPS, Moment, moment_of
 
 LIMIT = 20
-HISTORY = [ModelRequest(parts=[UserPromptPart("earlier")]), ModelResponse(parts=[TextPart("answer")])]
+HISTORY: list[ModelMessage] = [
+    ModelRequest(parts=[UserPromptPart("earlier")]),
+    ModelResponse(parts=[TextPart("answer")]),
+]
 DOORS = pytest.mark.parametrize("door", [run_stream, run_stream_events])
 
 

@@ -73,3 +73,21 @@ async def test_a_generator_around_the_events(scripted_server: StartServer, make_
         await asyncio.sleep(0)
     assert (run.cancelled, run.cancel_reason) == (True, "left")
     assert run.all_messages()[-1].state == "interrupted"
+
+
+@pytest.mark.parametrize("how", ["cancel", "break"])
+async def test_stopped_when_the_provider_has_said_how_it_ended(
+    scripted_server: StartServer, make_agent: MakeAgent, how: str
+) -> None:
+    """Before the usage has come, a stop changes nothing: the run reads on to its end, and the counts are reported."""
+    server = scripted_server(Answer(Text("one", " two")))
+    run = run_stream(make_agent(server), "go")
+    async with run as result:
+        async for message in result.stream_response(debounce_by=None):
+            if message.finish_reason is not None:
+                if how == "break":
+                    break
+                run.cancel("too late")
+    assert (run.cancelled, run.usage.complete, run.usage.output.source) == (False, True, "reported")
+    assert run.all_messages()[-1].state == "complete"
+    assert await run.get_output() == "one two"

@@ -208,7 +208,7 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
         if self._life.state in (State.COMPLETE, State.FAILED):
             return True
         stream = self._state.stream
-        if stream is None or not stream.is_whole or stream.is_job or self._is_pulling or self._ready:
+        if stream is None or not self._is_all_said() or self._is_pulling or self._ready:
             return False
         if self._filter is not None and self._filter.holds:
             return False

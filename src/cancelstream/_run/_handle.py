@@ -175,6 +175,11 @@ class RunHandle(ABC):
     def _is_answering(self) -> bool:
         """Whether the answer is being handed out by `run_stream()`."""
 
+    def _is_all_said(self) -> bool:
+        """Whether the provider has said how the last answer ended, and pydantic-ai was handed all of it."""
+        stream = self._state.stream
+        return stream is not None and (stream.is_whole or stream.is_all_said()) and not stream.is_job
+
     def _moment(self) -> Moment:
         stream = self._state.stream
         return moment_of(

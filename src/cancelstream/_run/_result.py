@@ -203,7 +203,7 @@ class CancellableRun(RunHandle, RunMembers[OutputT], Generic[OutputT]):
             return False
         if result.is_complete or _is_settled(result):
             return True
-        if stream is None or not stream.is_whole or stream.is_job:
+        if stream is None or not self._is_all_said():
             return False
         # The tools beside the answer, if it calls any, have not run.
         final = stream.final_result_event
