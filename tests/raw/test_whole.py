@@ -209,3 +209,14 @@ async def test_usage_that_had_arrived_is_read() -> None:
             if chunk.choices and chunk.choices[0].finish_reason:
                 break
     assert (response.cancelled, response.usage.provenance, response.usage.output_tokens) == (False, "reported", 4)
+
+
+async def test_what_the_sdk_had_read_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks that had arrived and were not handed out are counted on the SDK's own lane, as on the fast one."""
+    monkeypatch.setattr(FastLane, "of", lambda _: None)
+    sent = by_name("a longer text")
+    async with open_raw(sent, Body([sent.sse()])) as response:
+        async for _ in response.stream_text():
+            response.cancel()
+    assert response.get().text == "I"
+    assert response.usage.output.low > 5

@@ -184,7 +184,8 @@ def _with_details(response: ModelResponse, **details: Any) -> ModelResponse:
 
 def _well_formed(part: Any) -> Any:
     """The part with texts that can be stored and sent; itself, if they are so already."""
-    texts = {name: text for name, text in vars(part).items() if isinstance(text, str)}
+    fields = cast("dict[str, Any]", vars(part))
+    texts = {name: text for name, text in fields.items() if isinstance(text, str)}
     changed = {name: whole for name, text in texts.items() if (whole := well_formed(text)) is not text}
     return replace(part, **changed) if changed else part
 

@@ -97,8 +97,8 @@ class ModelCall:
         try:
             async for chunk in self._stream:
                 self._chunks.append(chunk)
-                if "messageStop" in chunk:
-                    self.stop_reason = str(chunk["messageStop"].get("stopReason"))
+                if isinstance(stop := cast("dict[str, Any]", chunk).get("messageStop"), dict):
+                    self.stop_reason = str(cast("dict[str, Any]", stop).get("stopReason"))
                 yield chunk
             self._ended = not self._stream.cancelled
         except Exception as error:
