@@ -18,7 +18,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, cast, get_args
+from typing import Any, get_args
 from weakref import ref
 
 import anyio
@@ -184,7 +184,7 @@ def _describe(usage: ResponseUsage) -> None:
 
 def _first_step(node: object) -> UserPromptNode[Any, Any] | None:
     """The step that takes the history and the prompt, if it is that."""
-    return cast("UserPromptNode[Any, Any]", node) if isinstance(node, UserPromptNode) else None
+    return node if isinstance(node, UserPromptNode) else None  # pyright: ignore[reportUnknownVariableType]
 
 
 @dataclass

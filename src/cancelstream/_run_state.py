@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 from weakref import ref
 
 from pydantic_ai import CallToolsNode, ModelRequestNode, RunContext, UserPromptNode
@@ -323,7 +323,9 @@ class RunState:
         node = self.node
         if node is _PAST:
             return self._last_results
-        request = next_request_of(cast("CallToolsNode[Any, Any]", node)) if isinstance(node, CallToolsNode) else None
+        request = None
+        if isinstance(node, CallToolsNode):
+            request = next_request_of(node)  # pyright: ignore[reportUnknownArgumentType]
         if isinstance(node, ModelRequestNode):
             request = node.request
         if request is None or any(message is request for message in messages):
