@@ -23,6 +23,9 @@ _SYMBOLS: Final = re.compile(r"[^\x00-\x7f\w\s]")
 _PIECE: Final = 2_000
 """Characters that are counted at once where a text is counted in pieces; a seam is worth less than a token."""
 
+_SHORT: Final = 10_000
+"""Characters that any tokenizer counts in no time, whatever they are."""
+
 Opening = Literal["count", "plain", "bound", "nothing"]
 """What an input count that comes before the answer's end says.
 
@@ -161,8 +164,7 @@ class Family:
         """
         if not text:
             return NO_TOKENS
-        most = _tokens.most_at_once(self.vocabulary)
-        if len(text) <= most:
+        if len(text) <= _SHORT or len(text) <= (most := _tokens.most_at_once(self.vocabulary)):
             return self._counted(text)
         pieces = sampled(text, most)
         counts = [self._counted(piece) for piece in pieces]
@@ -177,22 +179,22 @@ class Family:
     def _counted(self, text: str) -> Tokens:
         count = _tokens.tokenizer(self.vocabulary)
         if count is not None:
-            method = f"bpe:{self.vocabulary}" if self.own else f"ratio:{self.name}"
-            return self._scaled(text, _counted(count, text), method, exact=self.own)
+            number = count(text) if len(text) <= _SHORT else _number(count, text)
+            return self._scaled(text, number, f"bpe:{self.vocabulary}" if self.own else f"ratio:{self.name}", self.own)
         # Without the right vocabulary: by another one, or by no vocabulary at all.
         count = _tokens.tokenizer(_tokens.STAND_IN)
         if count is None:
             number, least, most = _tokens.approximate(text)
             value, low, high = self.scale
             return Tokens(number * value, least * low, most * high, "words", False)
-        guess = self._scaled(text, _counted(count, text), f"ratio:{self.name}", exact=False)
+        guess = self._scaled(text, _number(count, text), f"ratio:{self.name}", False)
         return Tokens(guess.value * 1.05, guess.low * 0.7, guess.high * 1.5, guess.method, False)
 
-    def _scaled(self, text: str, number: int, method: str, *, exact: bool) -> Tokens:
+    def _scaled(self, text: str, number: int, method: str, exact: bool) -> Tokens:
         value, low, high = self.scale
-        more = 0.0
-        if self.lines or self.symbols:
-            more = self.lines * len(_LINES.findall(text)) + self.symbols * len(_SYMBOLS.findall(text))
+        if not (self.lines or self.symbols):
+            return Tokens(number * value, number * low, number * high, method, exact)
+        more = self.lines * len(_LINES.findall(text)) + self.symbols * len(_SYMBOLS.findall(text))
         return Tokens(number * value + more, number * low, number * high + 2 * more, method, exact)
 
 
@@ -203,8 +205,8 @@ def sampled(text: str, most: int) -> list[str]:
     return [text[start : start + _PIECE] for start in (round(place * step) for place in range(number))]
 
 
-def _counted(count: _tokens.Tokenizer, text: str) -> int:
+def _number(count: _tokens.Tokenizer, text: str) -> int:
     """The tokens of a text: in one pass, or in pieces where it has next to no spaces, which gets a tokenizer stuck."""
-    if len(text) <= 5 * _PIECE or 20 * (text.count(" ") + text.count("\n")) > len(text):
+    if 20 * (text.count(" ") + text.count("\n")) > len(text):
         return count(text)
     return sum(count(text[start : start + _PIECE]) for start in range(0, len(text), _PIECE))

@@ -106,7 +106,7 @@ def count_answer(
         most = limit
     else:
         most = high + family.unseen if limit is None or ended else min(high + family.unseen, limit)
-    output = Count.estimated(value, low, most, method)
+    output = Count(value, low, most if most is None or most > value else value, "estimated", method)
     if reasoned is NO_TOKENS:
         return Answer(output, _NO_REASONING, False)
     thought = Count.estimated(round(reasoned.value), int(reasoned.low), ceil(reasoned.high), method)
