@@ -69,7 +69,7 @@ class Script:
         if self.tools:
 
             @agent.tool_plain
-            def look(x: str) -> str:
+            async def look(x: str) -> str:
                 if x == "b" and "retry" in self.options.get("conversation_id", ""):
                     raise ModelRetry("not b")
                 return f"{x} apple"
