@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 import pytest_asyncio
@@ -297,6 +299,26 @@ async def test_a_running_total_with_every_chunk(scripted_server: StartServer, ma
             if text == "".join(WORDS):
                 break
     assert own.usage.input_tokens == 1000
+
+
+async def test_a_running_total_whose_prompt_shrinks():
+    """Google's OpenAI endpoint begins with too large a prompt: the last total counts all the same."""
+    totals = [("Hello", 4, 0), (" there", 4, 0), ("!", 3, 11)]
+    chunks = [
+        {
+            "id": "1", "object": "chat.completion.chunk", "created": 1, "model": "gemini-2.0-flash",
+            "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": "stop" if counted else None}],
+            "usage": {"prompt_tokens": asked, "completion_tokens": counted, "total_tokens": asked + counted},
+        }
+        for text, asked, counted in totals
+    ]  # fmt: skip
+    body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    answer = httpx2.Response(200, headers={"content-type": "text/event-stream"}, text=body)
+    async with httpx2.AsyncClient(transport=httpx2.MockTransport(lambda _: answer)) as http:
+        client = openai.AsyncOpenAI(api_key="none", http_client=http)
+        result = await read(run_stream(Agent(chat(client)), PROMPT), cut=False)
+    assert (result.usage.input_tokens, result.usage.output_tokens) == (3, 11)
+    assert (result.usage.input.source, result.usage.output.source) == ("reported", "reported")
 
 
 @pytest.mark.parametrize("how", ["a fallback", "a capability"])

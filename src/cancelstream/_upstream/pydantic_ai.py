@@ -81,8 +81,9 @@ def was_cancelled_by_its_own_handle(context: RunContext[Any] | None) -> bool:
 def keep_last_total(stream: StreamedResponse) -> None:
     """Have a stream that was just opened keep the last usage of a server that sends a running total with every chunk.
 
-    pydantic-ai adds up what the chunks report, unless a setting says that they are totals. A report that repeats the
-    prompt, and has no less of the answer than the one before, is a total. One that has less is added, as there.
+    pydantic-ai adds up what the chunks report, unless a setting says that they are totals. A report that has a prompt
+    again, which some servers first count too high, and no less of the answer than the one before, is a total. One that
+    has less is added, as there.
 
     Without `_add_usage`, `_usage` or `_usage_received` every report is added.
     """
@@ -114,7 +115,4 @@ def _add_usage(
 
 
 def _repeats(before: RequestUsage | None, usage: RequestUsage) -> bool:
-    if usage.input_tokens == 0:
-        return False
-    least = (0, 0) if before is None else (before.input_tokens, before.output_tokens)
-    return usage.input_tokens >= least[0] and usage.output_tokens >= least[1]
+    return usage.input_tokens > 0 and usage.output_tokens >= (0 if before is None else before.output_tokens)
