@@ -40,7 +40,7 @@ def reads_as_written(stream: Any) -> bool:
         missing("openai", f"{kind.__name__}._iterator", "its streams are read by the SDK, which costs more")
         return False
     return (
-        all(vars(kind).get(name) is method and _is_the_sdks(method) for name, method in own.items())
+        all(kind.__dict__.get(name) is method and _is_the_sdks(method) for name, method in own.items())
         and not any(name in vars(stream) for name in _ITERATION)
         and _is_untouched(stream._iterator, stream, own["__stream__"])
         and type(getattr(stream, "_decoder", None)).__module__ == _streaming.__name__
