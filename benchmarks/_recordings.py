@@ -46,7 +46,7 @@ def is_made_up(row: Row) -> bool:
     """Whether a recording was written by hand, as its id gives away: its counts are nobody's."""
     first = next(payloads_of(row), {}) if "sse" in row else row["response"]
     inner = first.get("response") or first.get("message") or first if isinstance(first, dict) else {}
-    return bool(re.search(r"1234567|test", str(inner.get("id") or "").lower()))
+    return bool(re.search(r"1234567|7654321|test", str(inner.get("id") or "").lower()))
 
 
 def restored(line: str) -> str:
