@@ -33,6 +33,7 @@ from cancelstream._upstream.pydantic_ai import (
     next_request_of,
     was_cancelled_by_its_own_handle,
 )
+from cancelstream._upstream.python import caller, line_outside, unmark_awaited
 from cancelstream._upstream.strands import wants_output
 from cancelstream._upstream.uvicorn import abort_connection, server_stopping
 
@@ -69,6 +70,34 @@ async def test_anyio_names_its_scope_in_a_cancellation():
     task.cancel()
     await asyncio.wait([task])
     assert caught == [True, False]
+
+
+class TestPython:
+    def test_the_frame_of_a_caller(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """`caller` counts from the function that asks; without `sys._getframe` there is no frame, and no line."""
+
+        def asked(depth: int) -> str:
+            return caller(depth).f_code.co_name
+
+        assert asked(0) == "asked"
+        assert asked(1) == inspect.currentframe().f_code.co_name
+        assert line_outside().startswith(f"{__file__}:")
+        monkeypatch.delattr("sys._getframe")
+        assert caller(0) is None
+        assert line_outside() == "an unknown line"
+
+    async def test_the_mark_of_an_awaited_future(self) -> None:
+        """A future that was yielded to a task is marked so until the mark is taken back, if it has one."""
+        for future in (asyncio.get_running_loop().create_future(), asyncio.create_task(asyncio.sleep(0))):
+            awaiting = future.__await__()
+            assert next(awaiting) is future
+            assert future._asyncio_future_blocking
+            unmark_awaited(future)
+            assert not future._asyncio_future_blocking
+            awaiting.close()
+            future.cancel()
+        unmark_awaited(object())
+        await asyncio.sleep(0)
 
 
 class TestOpenAI:

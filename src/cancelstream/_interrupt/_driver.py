@@ -29,6 +29,7 @@ from asyncio import CancelledError, Future, current_task
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, Final, TypeVar, cast
 
+from .._upstream.python import unmark_awaited
 from ._attribution import INTERRUPTING, Attribution
 from ._letting_go import let_go
 from ._table import LOOKS, TRANSITIONS, Request, Stage
@@ -292,7 +293,7 @@ class Pull:
             return
         # A task or a gathering ends in its own time after it was cancelled, or never. So that it can be let go, we
         # wait for a future of our own that it releases, and pass a cancellation on as asyncio would.
-        waits_on._asyncio_future_blocking = False  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+        unmark_awaited(waits_on)
         while not waits_on.done():
             proxy = self._proxy = asyncio.get_running_loop().create_future()
             release = _Release(proxy)

@@ -21,9 +21,8 @@ import sys
 import types
 import warnings
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine
-from pathlib import Path
 from threading import get_ident
-from typing import Any, Final, Generic, NoReturn, Self, TypeVar, cast
+from typing import Any, Generic, NoReturn, Self, TypeVar, cast
 
 import anyio
 
@@ -32,6 +31,7 @@ from .._errors import named
 from .._interrupt import DEADLINE, ELSEWHERE, MisplacedPull, Pull, require_loop, running_loop
 from .._state import Event, Life, State
 from .._upstream import http
+from .._upstream.python import line_outside
 from ._finisher import Finisher, closer
 
 __all__ = ("PeekableAsyncStream",)
@@ -39,7 +39,6 @@ __all__ = ("PeekableAsyncStream",)
 T = TypeVar("T")
 
 _EMPTY: Any = object()
-_PACKAGE: Final = str(Path(__file__).parent.parent)
 
 
 class PeekableAsyncStream(Generic[T]):
@@ -390,7 +389,4 @@ def _made_at(loop: asyncio.AbstractEventLoop | None) -> str | None:
     """The line outside this package that made the stream; looked up in debug mode only."""
     if not (sys.flags.dev_mode if loop is None else loop.get_debug()):
         return None
-    frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}, in {frame.f_code.co_name}"
+    return line_outside()

@@ -8,28 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
-import typing
 import warnings
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from pathlib import Path
-from typing import Final
 
 from .._run_state import RunState
 
-__all__ = ("Entered", "made_at")
+__all__ = ("Entered",)
 
-_PACKAGE: Final = str(Path(__file__).parents[1])
 _running: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
-
-
-def made_at() -> str:
-    """The line outside this package that called it."""
-    frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((_PACKAGE, str(typing.__file__))):
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}, in {frame.f_code.co_name}"
 
 
 class Entered:

@@ -35,8 +35,9 @@ from .._model import Cancellable
 from .._response import LEAVE_TIMEOUT
 from .._run_state import RunState, is_inside
 from .._state import Event, Life, State, checked_reason
+from .._upstream.python import line_outside
 from .._usage import StreamUsage
-from ._dropped import Entered, made_at
+from ._dropped import Entered
 from ._members import refuse_return_content
 from ._moments import Moment, moment_of
 
@@ -92,7 +93,7 @@ class RunHandle(ABC):
         self._stopping: asyncio.Task[None] | None = None
         self._asked: str | None = None
         """The reason of a stop that came when the run seemed to be over."""
-        self._made_at = made_at()
+        self._made_at = line_outside()
         """The line of the caller that made the run."""
         self._to_end: Entered | None = None
         """Set while the run is entered and not left."""

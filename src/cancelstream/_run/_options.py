@@ -7,7 +7,6 @@ method decides: what it takes is taken, so a newer pydantic-ai's arguments, or a
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from types import FrameType
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypedDict
 
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.tools import AgentDepsT
+
+from .._upstream.python import caller
 
 if TYPE_CHECKING:
     from pydantic_ai import (
@@ -88,7 +89,7 @@ def accept_options(agent: AbstractAgent[Any, Any], method: str, options: Mapping
         _refuse_unknown(inspect.signature(getattr(agent, method)).parameters, method, options)
     if agent.name is None and options.get("infer_name", True):
         # Not our own frame: in a variable of ours it would be a cycle that keeps the run.
-        _name_after_variable(agent, sys._getframe(2))  # pyright: ignore[reportPrivateUsage]
+        _name_after_variable(agent, caller(2))
 
 
 def _refuse_unknown(parameters: Mapping[str, inspect.Parameter], method: str, options: Mapping[str, Any]) -> None:
@@ -101,8 +102,8 @@ def _refuse_unknown(parameters: Mapping[str, inspect.Parameter], method: str, op
             raise TypeError(f"{method}() takes no argument {name!r}: {hint}")
 
 
-def _name_after_variable(agent: AbstractAgent[Any, Any], frame: FrameType) -> None:
-    for variables in (frame.f_locals, frame.f_globals):
+def _name_after_variable(agent: AbstractAgent[Any, Any], frame: FrameType | None) -> None:
+    for variables in () if frame is None else (frame.f_locals, frame.f_globals):
         for name, value in variables.items():
             if value is agent:
                 agent.name = name
