@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import anyio
+import httpx2
 import openai
 import pytest
 from openai import _streaming
@@ -116,6 +117,32 @@ class TestOpenAI:
         for name in ("_options", "_client", "_decoder", "_cast_to"):
             assert f"self.{name} = " in source
         assert type(openai.AsyncOpenAI(api_key="none")._make_sse_decoder()).__module__ == _streaming.__name__
+
+    @pytest.mark.parametrize("kind", ["Async", ""])
+    def test_the_object_of_a_chunk(
+        self, kind: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A client makes it in `_process_response_data`; without the name the SDK reads, and the log says so."""
+        monkeypatch.setattr(_upstream, "_told", set[tuple[str, str]]())
+        asked = getattr(openai, f"{kind}OpenAI")(api_key="none")
+        made = getattr(openai, f"{kind}Stream")(cast_to=dict, response=httpx2.Response(200), client=asked)
+        assert upstream_openai.client_of(made) is asked
+        build = upstream_openai.builder_of(made)
+        assert build is not None
+        assert build(data={"one": 1}) == {"one": 1}
+        assert caplog.text == ""
+        del made._cast_to
+        assert upstream_openai.builder_of(made) is None
+        assert "openai" in caplog.text
+        assert "has no _cast_to any more" in caplog.text
+        del made._client
+        assert upstream_openai.client_of(made) is None
+        assert f"{kind}Stream._client" in caplog.text
+        caplog.clear()
+        made._client = object()
+        assert upstream_openai.builder_of(made) is None
+        assert upstream_openai.client_of(object()) is None
+        assert caplog.text == ""
 
 
 class TestPydanticAI:

@@ -12,7 +12,6 @@ from ._refused import discard as discard
 from ._stream import Asked as Asked
 from ._stream import asked_of as asked_of
 from ._stream import check_stream as check_stream
-from ._stream import client_of as client_of
 from ._transcript import Ahead as Ahead
 from ._transcript import Transcript as Transcript
 from ._transcript import text_of as text_of

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Final, Self
 import openai
 
 from .._sse import EventDecoder
-from .._upstream.openai import reads_as_written
+from .._upstream.openai import builder_of, reads_as_written
 
 __all__ = ("MORE", "BlockingLane", "FastLane")
 
@@ -50,20 +50,10 @@ class _Lane:
     @classmethod
     def of(cls, stream: Any) -> Self | None:
         """The fast lane of a stream, `None` if it has to be read by the SDK."""
-        try:
-            options, client = stream._options, stream._client
-            build = partial(client._process_response_data, cast_to=stream._cast_to, response=stream.response)
-            is_plain = (
-                type(stream) is cls._kind
-                and reads_as_written(stream)
-                and getattr(options, "stream_mode", "legacy") == "legacy"  # older versions have no other
-                and (options is None or not options.synthesize_event_and_data)
-                and not client._strict_response_validation
-                and not stream.response.is_closed
-            )
-        except AttributeError:
+        if type(stream) is not cls._kind or not reads_as_written(stream) or stream.response.is_closed:
             return None
-        return cls(stream, build) if is_plain else None
+        build = builder_of(stream)
+        return None if build is None else cls(stream, build)
 
     def build(self, chunk: dict[str, Any]) -> Any:
         """The SDK's object of a decoded chunk."""

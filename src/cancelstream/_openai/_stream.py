@@ -1,7 +1,6 @@
 """What a stream of openai's SDK is, found out before it is read: its API, what was asked, and whether it can be used.
 
-Everything is read from public attributes of the stream's HTTP response and of the request that it answers, except the
-client (`client_of`), which a background response is cancelled with.
+Everything is read from public attributes of the stream's HTTP response and of the request that it answers.
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ import openai
 from jiter import from_json
 
 from .._errors import named
+from .._upstream.openai import iteration_of
 from ._refused import is_adopted
 
-__all__ = ("Asked", "asked_of", "check_stream", "client_of")
+__all__ = ("Asked", "asked_of", "check_stream")
 
 _EVENT_STREAMS: Final = ("", "text/event-stream", "text/plain", "application/octet-stream")
 """The media types that an event stream comes with; some servers say nothing, or nothing in particular."""
@@ -135,11 +135,6 @@ def _hint(given: Any) -> str:
     return ""
 
 
-def client_of(stream: Any) -> Any:
-    """The client that made the stream; private, so it may be `None` some day."""
-    return getattr(stream, "_client", None)
-
-
 def _is_loaded(response: Any) -> bool:
     """Whether the whole body is in memory, as a mock's is: it can be read any number of times."""
     try:
@@ -150,7 +145,7 @@ def _is_loaded(response: Any) -> bool:
 
 def _is_exhausted(stream: Any) -> bool:
     """Whether the SDK's iteration, a generator, is over; for a body in memory, which does not show it."""
-    iteration = getattr(stream, "_iterator", None)
+    iteration = iteration_of(stream)
     frames = [getattr(iteration, name, iteration) for name in ("ag_frame", "gi_frame")]
     return iteration is not None and None in frames
 

@@ -22,7 +22,7 @@ from .. import _openai
 from .._openai import MORE, Asked, FastLane, Transcript
 from .._sse import EventDecoder
 from .._state import Life, State
-from .._upstream.openai import iteration_of
+from .._upstream.openai import client_of, iteration_of
 from .._usage import Meter
 from ._feed_agent import LEAVE_TIMEOUT, AgentFeed, aclose
 
@@ -175,7 +175,7 @@ class OpenAIFeed(AgentFeed):
 
 
 async def _cancel_job(stream: Any, response_id: str) -> None:
-    client = _openai.client_of(stream)
+    client = client_of(stream)
     try:
         await client.responses.cancel(response_id, timeout=LEAVE_TIMEOUT)
     except Exception as error:  # noqa: BLE001 - it may have ended meanwhile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import AsyncGeneratorType, FunctionType, GeneratorType
 from typing import Any, Final
 
@@ -10,13 +11,15 @@ from openai import _streaming
 
 from . import missing
 
-__all__ = ("iteration_of", "reads_as_written")
+__all__ = ("builder_of", "client_of", "iteration_of", "reads_as_written")
 
 _ITERATION: Final = ("__iter__", "__next__", "__aiter__", "__anext__", "__stream__", "_iter_events")
 """The methods of a stream that its chunks pass through."""
 
 _READS: Final = ("aiter_bytes", "aiter_raw", "iter_bytes", "iter_raw")
 """The methods of an HTTP response that a stream's bytes come from."""
+
+_GONE: Final[Any] = object()
 
 _OWN: Final[dict[type[Any], dict[str, Any]]] = {
     kind: {name: vars(kind)[name] for name in _ITERATION if name in vars(kind)}
@@ -50,6 +53,43 @@ def reads_as_written(stream: Any) -> bool:
 
 def _class_of(stream: object) -> Any:
     return type(stream)
+
+
+def builder_of(stream: Any) -> partial[Any] | None:
+    """The function by which the SDK makes its object of a decoded chunk; called with `data=chunk`.
+
+    `None` if the SDK does more than that: an option of the stream or of its client says so. `None`, too, where one of
+    the names is gone: the stream is read by the SDK then, which costs more.
+
+    Args:
+        stream: An `AsyncStream` or a `Stream`, of the SDK's own class.
+    """
+    try:
+        options, client = stream._options, stream._client
+        build = partial(client._process_response_data, cast_to=stream._cast_to, response=stream.response)
+        is_plain = (
+            getattr(options, "stream_mode", "legacy") == "legacy"  # older versions have no other
+            and (options is None or not options.synthesize_event_and_data)
+            and not client._strict_response_validation
+        )
+    except AttributeError as error:
+        if type(error.obj).__module__.partition(".")[0] == "openai":  # and no stand-in for a client
+            missing("openai", str(error.name), "its streams are read by the SDK, which costs more")
+        return None
+    return build if is_plain else None
+
+
+def client_of(stream: Any) -> Any:
+    """The client that made the stream.
+
+    Without `_client` it is `None`, and a background response that is stopped goes on at the provider.
+    """
+    client = getattr(stream, "_client", _GONE)
+    if client is not _GONE:
+        return client
+    if type(stream) in _OWN:
+        missing("openai", f"{type(stream).__name__}._client", "a background response that is stopped goes on")
+    return None
 
 
 def iteration_of(stream: Any) -> Any:

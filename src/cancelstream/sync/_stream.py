@@ -38,7 +38,7 @@ from .._openai import MORE, Ahead, BlockingLane, Growing, Transcript, text_of
 from .._sse import EventDecoder
 from .._state import Event, Life, State, checked_reason
 from .._upstream import http
-from .._upstream.openai import iteration_of
+from .._upstream.openai import client_of, iteration_of
 from .._usage import Meter, ResponseUsage
 from ._grip import Grip
 
@@ -373,7 +373,7 @@ class CancellableStream(Generic[ChunkT]):
                 self._meter.lost()
 
     def _cancel_job(self, response_id: str) -> None:
-        client = _openai.client_of(self._stream)
+        client = client_of(self._stream)
         try:
             client.responses.cancel(response_id, timeout=LEAVE_TIMEOUT)
         except Exception as error:  # noqa: BLE001 - it may have ended meanwhile
