@@ -129,8 +129,8 @@ def test_turn_without_events() -> None:
     assert held.begin_turn() == []
     assert held.flush() == []
     result = AgentRunResult(None)
-    result._state.message_history.append(ModelResponse(parts=[]))  # pyright: ignore[reportPrivateUsage]
-    result._state.message_history.append(ModelRequest(parts=[]))  # pyright: ignore[reportPrivateUsage]
+    result._state.message_history.append(ModelResponse(parts=[]))
+    result._state.message_history.append(ModelRequest(parts=[]))
     feed(held, PREAMBLE)
     assert held.feed(AgentRunResultEvent(result)) == [AgentRunResultEvent(result)]
 

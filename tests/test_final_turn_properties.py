@@ -202,7 +202,7 @@ def test_memory_is_bounded_by_one_turn(framework: Any, turns: list[Turn]) -> Non
         events = framework(turn)
         for event in events:
             filter_.feed(event)
-        assert len(filter_._held) <= len(only_text(events))  # pyright: ignore[reportPrivateUsage]
+        assert len(filter_._held) <= len(only_text(events))
 
 
 @given(turns=turns, data=st.data())

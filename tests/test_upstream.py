@@ -10,7 +10,8 @@ import asyncio
 import inspect
 import logging
 import weakref
-from dataclasses import replace
+from dataclasses import fields, replace
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -18,19 +19,22 @@ import httpx2
 import openai
 import pytest
 from openai import _streaming
-from pydantic_ai import CallToolsNode, ModelRequestNode, RunContext
+from pydantic_ai import Agent, CallToolsNode, ModelRequestNode, RunContext
 from pydantic_ai._cancel import RunCancellation
 from pydantic_ai.messages import ModelRequest, ModelResponse, TextPart
-from pydantic_ai.models import CompletedStreamedResponse, ModelRequestParameters, _continuation
+from pydantic_ai.models import CompletedStreamedResponse, ModelRequestParameters, StreamedResponse, _continuation
+from pydantic_ai.models.openai import OpenAIResponsesStreamedResponse, OpenAIStreamedResponse
 from pydantic_ai.models.test import TestModel
 from pydantic_ai.usage import RequestUsage, RunUsage
 
 from cancelstream import _upstream
 from cancelstream._upstream import openai as upstream_openai
+from cancelstream._upstream import pydantic_ai_streams as streams
 from cancelstream._upstream.anyio import is_from_scope
 from cancelstream._upstream.pydantic_ai import (
     continued,
     keep_last_total,
+    may_have_output_validators,
     next_request_of,
     was_cancelled_by_its_own_handle,
 )
@@ -196,6 +200,104 @@ class TestPydanticAI:
             keep_last_total(bare)
         assert all(name in caplog.text for name in ("_next_node", "_cancellation", "_add_usage"))
         assert ["_next_node" in caplog.text, "_cancellation" in caplog.text] == [True, True]
+
+
+class TestPydanticAIsStreams:
+    """The canary of `read_directly` needs a stream: `run/test_providers.py::test_chunks_are_pulled_directly`."""
+
+    def test_what_is_kept_on_a_stream(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A stream has its deadline, its first chunk's time, its usage, and the iterator that a fallback replaces."""
+        stream: Any = CompletedStreamedResponse(
+            ModelResponse(parts=[]), model_request_parameters=ModelRequestParameters()
+        )
+        for name in ("_event_iterator", "_first_chunk_monotonic", "_request_deadline", "_usage_received"):
+            assert getattr(StreamedResponse, name) is None
+        assert streams.other_iterator_of(stream) is None
+        stream._event_iterator = iterator = aiter(stream)
+        assert streams.other_iterator_of(stream) is iterator
+        assert streams.reported_by(stream) == RequestUsage()
+        stream._usage_received = False
+        assert streams.reported_by(stream) is None
+        deadline = object()
+        fresh: Any = CompletedStreamedResponse(
+            ModelResponse(parts=[]), model_request_parameters=ModelRequestParameters()
+        )
+        streams.enforce_deadline(fresh, deadline)
+        assert fresh._request_deadline is deadline
+        assert caplog.text == ""
+
+    def test_an_iteration_notes_and_enforces(self) -> None:
+        """What `keep_timing` replaces is what pydantic-ai's iteration sets and reads."""
+        source = inspect.getsource(StreamedResponse.__aiter__)
+        assert "self._first_chunk_monotonic = time.perf_counter()" in source
+        assert "self._request_deadline.iterate(" in source
+
+    @pytest.mark.parametrize("kind", [OpenAIStreamedResponse, OpenAIResponsesStreamedResponse])
+    def test_a_response_for_openai_is_made(
+        self, kind: type[StreamedResponse], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """`openai_response` makes one of the fields that it has, and `name_model` and `details_of` find theirs."""
+        response: Any = streams.openai_response(
+            kind,
+            source=SimpleNamespace(response="http"),
+            model="asked",
+            provider_name="openai",
+            provider_url="http://x",
+        )
+        assert (response.model_name, response.provider_name, response.provider_url) == ("asked", "openai", "http://x")
+        streams.name_model(response, "answers")
+        assert response.model_name == "answers"
+        assert response.canonical_system == "openai"
+        assert streams.http_response_of(response) == "http"
+        names = {field.name for field in fields(kind)}
+        assert "_refusal_text" in names
+        assert ("_logprobs" in names) == (kind is OpenAIStreamedResponse)
+        assert not any(streams.details_of(response).values())
+        assert caplog.text == ""
+
+    def test_other_fields_are_refused_before_anything_is_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The error says what to install."""
+        monkeypatch.setattr(_upstream, "_told", set[tuple[str, str]]())
+
+        class Renamed(OpenAIStreamedResponse):
+            def __init__(self, *, model: str) -> None: ...
+
+        with pytest.raises(TypeError, match="install a version of pydantic-ai that cancelstream was tested with"):
+            streams.openai_response(Renamed, source=None, model="", provider_name="", provider_url="")
+
+    def test_without_the_names(self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Lost, they are done without, and the log says what is missing then."""
+        monkeypatch.setattr(_upstream, "_told", set[tuple[str, str]]())
+        bare: Any = SimpleNamespace(usage=RequestUsage(input_tokens=1))
+        assert streams.other_iterator_of(bare) is None
+        streams.enforce_deadline(bare, None)
+        assert streams.reported_by(bare) == RequestUsage(input_tokens=1)
+        assert streams.details_of(bare) == {"refusal": None, "logprobs": None}
+        assert streams.http_response_of(bare) is None
+
+        class Peekable: ...
+
+        bare._response = Peekable()
+        monkeypatch.setattr(streams, "_Wrapper", Peekable)
+        streams.read_directly(bare)
+        assert type(bare._response) is Peekable
+        monkeypatch.setattr(streams, "_Wrapper", object)
+        streams.read_directly(bare)
+        names = ("_event_iterator", "_enforce_request_deadline", "_usage", "_refusal_text", "_source_iter")
+        assert all(name in caplog.text for name in names)
+        monkeypatch.setattr(streams, "StreamedResponse", object)
+        kept = type("Kept", (), {})
+        streams.keep_timing(kept, first_chunk_at=1, deadline=2)
+        assert (kept._first_chunk_monotonic, kept._request_deadline) == (1, 2)
+        assert "_request_deadline any more" in caplog.text
+
+    def test_an_agent_has_its_validators(self) -> None:
+        """`may_have_output_validators` is true of an agent that has one, and of an unknown one."""
+        agent = Agent(TestModel())
+        assert not may_have_output_validators(agent)
+        agent.output_validator(lambda text: text)
+        assert may_have_output_validators(agent)
+        assert may_have_output_validators(object())
 
 
 class TestUvicorn:

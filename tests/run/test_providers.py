@@ -34,7 +34,7 @@ from cancelstream import (
     ResponseUsage,
     run_stream,
 )
-from cancelstream._response import _direct
+from cancelstream._upstream import pydantic_ai_streams
 from cancelstream.testing import Answer, Gate, Replay, Silence, Text, Usage
 from cancelstream.testing._plugin import StartServer
 
@@ -212,7 +212,7 @@ async def test_chunks_are_pulled_directly(scripted_server: StartServer, make_mod
         assert isinstance(response, CancellableStreamedResponse)
         texts = [text async for text in response.stream_text(delta=True)]
         wrapped: Any = getattr(response._inner, "_response", None)
-        assert isinstance(wrapped, _direct._Direct)
+        assert isinstance(wrapped, pydantic_ai_streams._Direct)
         assert not wrapped._pull_scopes
     assert texts == ["one", " two", " three"]
     assert response.get().state == "complete"
@@ -222,7 +222,7 @@ async def test_a_stream_of_another_build_is_left_as_it_is():
     """What does not look like pydantic-ai's own wrapper is not touched."""
     for wrapped in (object(), None, "text"):
         inner: Any = SimpleNamespace(_response=wrapped)
-        _direct.read_directly(inner)
+        pydantic_ai_streams.read_directly(inner)
         assert inner._response is wrapped
 
 

@@ -5,7 +5,8 @@ queue, and we drive it by hand: when the queue is empty it suspends, and `send(N
 more. It awaits nothing else, so no event loop takes part, and the same mapping serves async and blocking clients, and
 a message that is put together long after its chunks were handed out.
 
-Known limits: pydantic-ai's two response classes are made directly, by their private fields, which it may rename.
+Known limits: pydantic-ai's two response classes are made directly, by their private fields
+(`_upstream/pydantic_ai_streams.py`).
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from typing import Any, Final, Self, cast
 
 from openai.types import responses
 from pydantic_ai.messages import ModelResponse, ModelResponseStreamEvent
-from pydantic_ai.models import ModelRequestParameters, StreamedResponse
+from pydantic_ai.models import StreamedResponse
 from pydantic_ai.models.openai import OpenAIResponsesStreamedResponse, OpenAIStreamedResponse
 
 from .._tokens import well_formed
+from .._upstream.pydantic_ai_streams import details_of, name_model, openai_response
 
 __all__ = ("Mapping",)
 
@@ -50,26 +52,13 @@ class Mapping:
 
     def __init__(self, *, responses_api: bool, resumed: bool, model: str, provider_url: str) -> None:
         self._queue = _Queue()
-        common: dict[str, Any] = {
-            "model_request_parameters": ModelRequestParameters(),
-            "_model_name": model,
-            "_response": self._queue,
-            "_provider_name": _provider(provider_url),
-            "_model_id_namespace": "openai",
-            "_provider_url": provider_url,
-        }
-        self.response: StreamedResponse = (
-            _Responses(
-                **common,
-                _model_settings={},
-                _tool_call_ids_are_response_scoped=False,
-                _process_provider_details=lambda _: None,
-            )
-            if responses_api
-            # What a chunk reports is the total so far, and never to be added up.
-            else _Chat(**common, _model_profile={}, _model_settings={"openai_continuous_usage_stats": True})
+        self.response: StreamedResponse = openai_response(
+            _Responses if responses_api else _Chat,
+            source=self._queue,
+            model=model,
+            provider_name=_provider(provider_url),
+            provider_url=provider_url,
         )
-        self.response.canonical_system = common["_provider_name"]
         if resumed:
             self.response.state = "suspended"
             self.response.provider_details = {"background": True}
@@ -82,7 +71,7 @@ class Mapping:
         """Take a chunk, an SDK object; `events()` has to be read before the next one."""
         if self._iterator is None and isinstance(chunk, responses.ResponseCreatedEvent):
             # pydantic-ai's model looks at the first event before it makes the response.
-            cast("_Responses", self.response)._model_name = chunk.response.model
+            name_model(self.response, chunk.response.model)
         self._queue.chunks.append(chunk)
 
     def end(self) -> None:
@@ -165,15 +154,15 @@ def _unnoticed() -> Generator[None]:
 
 class _Chat(OpenAIStreamedResponse):
     def get(self) -> ModelResponse:
-        return _with_details(super().get(), refusal=self._refusal_text, logprobs=self._logprobs)
+        return _with_details(super().get(), details_of(self))
 
 
 class _Responses(OpenAIResponsesStreamedResponse):
     def get(self) -> ModelResponse:
-        return _with_details(super().get(), refusal=self._refusal_text)
+        return _with_details(super().get(), details_of(self))
 
 
-def _with_details(response: ModelResponse, **details: Any) -> ModelResponse:
+def _with_details(response: ModelResponse, details: dict[str, Any]) -> ModelResponse:
     """Add what pydantic-ai adds when a stream has ended, for one that was cut; and make its text well-formed."""
     response.parts = [_well_formed(part) for part in response.parts]
     kept = {name: value for name, value in details.items() if value}

@@ -3,8 +3,7 @@
 A feed is what the response's `PeekableAsyncStream` iterates and closes. It knows neither of the two, so nothing that a
 stream holds holds the stream, and a stream that nobody has a name for is gone at once.
 
-Known limit. The HTTP response, which an HTTP/2 reset needs, is looked up in private attributes of pydantic-ai's
-classes, where those for OpenAI and Anthropic keep it.
+Known limit. The HTTP response, which an HTTP/2 reset needs, is known of the streams for OpenAI and Anthropic only.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from pydantic_ai.models import StreamedResponse
 from .._interrupt import Pull
 from .._state import Life, State
 from .._upstream.pydantic_ai import keep_last_total
+from .._upstream.pydantic_ai_streams import enforce_deadline, http_response_of, read_directly
 from .._usage import Meter, attempt
-from ._direct import read_directly
 
 __all__ = ("LEAVE_TIMEOUT", "AgentFeed", "Opener", "aclose")
 
@@ -92,7 +91,7 @@ class AgentFeed:
             # From here on there is something to leave; an opening that fails or is interrupted leaves by itself.
             self.context = context
             if self.deadline is not None:
-                inner._enforce_request_deadline(self.deadline)  # pyright: ignore[reportPrivateUsage]
+                enforce_deadline(inner, self.deadline)
             read_directly(inner)
             keep_last_total(inner)
             self.inner = inner
@@ -149,8 +148,7 @@ class AgentFeed:
     @property
     def response(self) -> Any:
         """The HTTP response, where the stream's class keeps it as those for OpenAI and Anthropic do."""
-        stream = getattr(self.inner, "_response", None)
-        return getattr(getattr(stream, "source", stream), "response", None)
+        return http_response_of(self.inner)
 
 
 def _has_close_stream(inner: StreamedResponse) -> bool:

@@ -25,6 +25,7 @@ from .. import _openai
 from .._errors import named
 from .._openai import MORE, Ahead, Asked, Growing, Transcript, text_of
 from .._state import Event, Life, State
+from .._upstream.pydantic_ai_streams import other_iterator_of
 from .._usage import Meter, ResponseUsage
 from ._feed_agent import LEAVE_TIMEOUT
 from ._feed_openai import OpenAIFeed
@@ -90,7 +91,7 @@ class OpenAIResponse(CancellableStreamedResponse):
 
     def __aiter__(self) -> AsyncIterator[ModelResponseStreamEvent]:
         """The one iteration of this stream: a second loop goes on where the first one stopped."""
-        return self._event_iterator or _OpenAIEvents(self)
+        return other_iterator_of(self) or _OpenAIEvents(self)
 
     def chunks(self) -> AsyncIterator[Any]:
         """The SDK's own objects, unchanged; ends without an error when the stream is cancelled."""

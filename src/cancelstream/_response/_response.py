@@ -12,9 +12,8 @@ by whoever leaves ours, in their task, as pydantic-ai does it.
 An answer is whole when its provider has said how it ended and all of it was handed out. From then on a `cancel()`,
 and leaving the context, close the stream and change nothing else (`is_all_said()`).
 
-Known limits. Whether a provider has reported usage is read from a private attribute of pydantic-ai's, and fails soft.
-Where pydantic-ai makes several events of the chunk that says the end, or one that brings text, the answer is known to
-be whole when the next event is asked for.
+Known limits. Where pydantic-ai makes several events of the chunk that says the end, or one that brings text, the
+answer is known to be whole when the next event is asked for.
 """
 
 from __future__ import annotations
@@ -40,6 +39,7 @@ from .._history import mark_interrupted
 from .._openai import Growing, text_of
 from .._peekable import PeekableAsyncStream
 from .._state import Event, Life, State, checked_reason
+from .._upstream.pydantic_ai_streams import keep_timing, other_iterator_of, reported_by
 from .._usage import Meter, Reported, ResponseUsage, attempt
 from ._feed_agent import LEAVE_TIMEOUT, AgentFeed, Opener
 from ._iteration import Events
@@ -94,9 +94,6 @@ class CancellableStreamedResponse(StreamedResponse):
 
     _feed: Any = None
     """Where it reads from (`AgentFeed`), once it has one."""
-
-    _first_chunk_monotonic = cast("Any", _OnFeed("first_chunk_at"))
-    _request_deadline = cast("Any", _OnFeed("deadline"))
 
     # What pydantic-ai keeps on a stream while it runs is kept on the one inside, which is the one that runs.
     final_result_event = cast("Any", _Forwarded())
@@ -177,7 +174,7 @@ class CancellableStreamedResponse(StreamedResponse):
     def __aiter__(self) -> AsyncIterator[ModelResponseStreamEvent]:
         """The one iteration of this stream: a second loop goes on where the first one stopped."""
         # A fallback that has read on to the first event puts an iterator here that gives that event again.
-        return self._event_iterator or Events(self)
+        return other_iterator_of(self) or Events(self)
 
     async def _get_event_iterator(self) -> AsyncIterator[ModelResponseStreamEvent]:  # pragma: no cover
         # Never called: `__aiter__` is ours. The base class asks for it.
@@ -403,10 +400,7 @@ class CancellableStreamedResponse(StreamedResponse):
         inner = self._inner
         if isinstance(inner, CancellableStreamedResponse):
             return inner._all_reported()
-        # pydantic-ai's own flag: False is a stream that would have said so, None one that does not keep track.
-        if inner is None or getattr(inner, "_usage_received", None) is False:
-            return None
-        return inner._usage  # pyright: ignore[reportPrivateUsage]
+        return None if inner is None else reported_by(inner)
 
     def _all_reported(self) -> Reported:
         """What the provider reported, for a response that wraps this one."""
@@ -419,10 +413,10 @@ class CancellableStreamedResponse(StreamedResponse):
             return
         self._is_settled = True
         self._finished = self.is_whole
-        if self._pull._late:  # pyright: ignore[reportPrivateUsage]
-            self._meter.late(self._pull._late)  # pyright: ignore[reportPrivateUsage]
-            self._pull._late.clear()  # pyright: ignore[reportPrivateUsage]
-        if self._pull._lost and not self.is_whole:  # pyright: ignore[reportPrivateUsage]
+        if self._pull._late:
+            self._meter.late(self._pull._late)
+            self._pull._late.clear()
+        if self._pull._lost and not self.is_whole:
             self._meter.lost()
         self._note_server()
         kept = self._feed.kept or (None if self._inner is None else attempt(self._inner.get, None))
@@ -509,6 +503,9 @@ class CancellableStreamedResponse(StreamedResponse):
     def get_stream_cancel_errors(self) -> tuple[type[BaseException], ...]:
         """The errors that closing may raise in the stream inside; ours ends without one."""
         return super().get_stream_cancel_errors() if self._inner is None else self._inner.get_stream_cancel_errors()
+
+
+keep_timing(CancellableStreamedResponse, first_chunk_at=_OnFeed("first_chunk_at"), deadline=_OnFeed("deadline"))
 
 
 def _api_of(stream: StreamedResponse) -> Api | None:

@@ -39,6 +39,7 @@ from .._interrupt import DEADLINE, Interrupted, Interruptible, require_loop
 from .._response import LEAVE_TIMEOUT
 from .._run_state import RunState, cancelled_run, provide_run_state
 from .._state import Event, State
+from .._upstream.pydantic_ai import may_have_output_validators
 from ._dropped import Entered
 from ._handle import RunHandle, outcome_of
 from ._moments import STOPS, Action
@@ -195,7 +196,7 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
         return (
             bool(parameters.function_tools or parameters.output_tools)
             or self._output_type is not str
-            or bool(getattr(agent, "_output_validators", True))  # private; an agent without it may have some
+            or may_have_output_validators(agent)
         )
 
     # --- stopping ---------------------------------------------------------------------------------------------

@@ -30,11 +30,12 @@ if TYPE_CHECKING:
         RunUsage,
         UsageLimits,
     )
-    from pydantic_ai._instructions import AgentInstructions  # it has no public name; only checkers read it
     from pydantic_ai.agent import AgentModelSettings
     from pydantic_ai.models import KnownModelName, Model
     from pydantic_ai.toolsets import AbstractToolset
     from pydantic_ai.workspaces import WorkspaceBackend, WorkspaceRef
+
+    from .._upstream.pydantic_ai import AgentInstructions
 
 __all__ = ("RunOptions", "accept_options")
 

@@ -12,11 +12,19 @@ from . import missing
 
 if TYPE_CHECKING:
     from pydantic_ai import CallToolsNode, RunContext
+    from pydantic_ai._instructions import AgentInstructions as AgentInstructions  # only checkers read it
     from pydantic_ai.messages import ModelRequest, ModelResponse
     from pydantic_ai.models import StreamedResponse
     from pydantic_ai.usage import RequestUsage
 
-__all__ = ("continued", "durable_engine", "keep_last_total", "next_request_of", "was_cancelled_by_its_own_handle")
+__all__ = (
+    "continued",
+    "durable_engine",
+    "keep_last_total",
+    "may_have_output_validators",
+    "next_request_of",
+    "was_cancelled_by_its_own_handle",
+)
 
 _GONE: Any = object()
 
@@ -48,6 +56,15 @@ def next_request_of(node: CallToolsNode[Any, Any]) -> ModelRequest | None:
         missing("pydantic-ai-slim", "CallToolsNode._next_node", "tool results are not kept if a run is stopped then")
         return None
     return getattr(following, "request", None)
+
+
+def may_have_output_validators(agent: object) -> bool:
+    """Whether an answer of the agent may be checked by a function of the user's, and asked for again.
+
+    Without `_output_validators`, as of an agent of another class, the answer is yes: text is held until it is known to
+    be the last.
+    """
+    return bool(getattr(agent, "_output_validators", True))
 
 
 def durable_engine(wrapper: object) -> str | None:
@@ -91,10 +108,10 @@ def keep_last_total(stream: StreamedResponse) -> None:
         missing("pydantic-ai-slim", "StreamedResponse._add_usage", "a running total is added up like separate reports")
         return
     # Where a fallback has read on to the first event, totals may have been added up already.
-    known = None if stream._usage_received else stream._usage  # pyright: ignore[reportPrivateUsage]
+    known = None if stream._usage_received else stream._usage
     # The stream does not hold itself: nothing that is done with stays until a collection.
     adder = partial(_add_usage, weakref.ref(stream), [known])
-    stream._add_usage = adder  # type: ignore[method-assign] # pyright: ignore[reportPrivateUsage]
+    stream._add_usage = adder  # type: ignore[method-assign]
 
 
 def _add_usage(
@@ -111,7 +128,7 @@ def _add_usage(
     if reported:
         before, last[0] = last[0], usage
         cumulative = cumulative or _repeats(before, usage)
-    type(stream)._add_usage(stream, usage, reported=reported, cumulative=cumulative)  # pyright: ignore[reportPrivateUsage]
+    type(stream)._add_usage(stream, usage, reported=reported, cumulative=cumulative)
 
 
 def _repeats(before: RequestUsage | None, usage: RequestUsage) -> bool:

@@ -117,8 +117,8 @@ class ModelCall:
             self.cut()
             await self._stream.cancel()
         stream = self._stream
-        late = [*stream._late, *self._source.late]  # pyright: ignore[reportPrivateUsage]
-        lost = stream._lost  # pyright: ignore[reportPrivateUsage]
+        late = [*stream._late, *self._source.late]
+        lost = stream._lost
         whole = self._ended or self.is_cut_off
         unsaid = [] if whole else self._unsaid()
         self.meter.settle(ended=whole, late=late, unsaid=unsaid, lost=lost and not whole)
