@@ -106,7 +106,7 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Stop what has not ended, close everything, and settle the usage."""
-        self._to_end = None
+        self._no_longer_entered()
         is_stranded = self._is_stranded()
         if not is_stranded and self._life.state is State.LIVE and self._is_over():
             await self._let_it_end()

@@ -103,6 +103,11 @@ class RunHandle(ABC):
         if entered is not None:
             entered.drop(self._made_at)
 
+    def _no_longer_entered(self) -> None:
+        if self._to_end is not None:
+            self._to_end.leave()
+            self._to_end = None
+
     # --- stopping ---------------------------------------------------------------------------------------------
 
     def cancel(self, reason: str | None = None) -> Closing:

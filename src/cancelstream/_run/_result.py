@@ -12,8 +12,6 @@ and its messages are whole.
 Known limits. As in pydantic-ai, the first text is taken for the final answer, and the context has to be left in the
 task that entered it, so an async generator around it must not be closed by another one: `run_stream_events` can be. A
 tool written as a plain function runs in a thread that nobody can stop: it is left to finish, and its result is dropped.
-A generator around a run that a host drives step by step, and drops half way on a loop that is closed, is never noticed:
-pydantic-ai's scopes hold the task that entered the run, and that task holds the generator.
 """
 
 from __future__ import annotations
@@ -144,7 +142,7 @@ class CancellableRun(RunHandle, RunMembers[OutputT], Generic[OutputT]):
     ) -> bool | None:
         """Stop what has not ended, close everything, and settle the usage."""
         context, result = self._context, self._result
-        self._to_end = None
+        self._no_longer_entered()
         if context is None or result is None:
             return None
         is_stranded = self._is_stranded()
