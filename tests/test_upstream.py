@@ -6,11 +6,14 @@ need live connections: they are in `engine/test_transport.py`.
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import inspect
 import logging
 import weakref
 from dataclasses import fields, replace
+from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -355,6 +358,18 @@ class TestPydanticAIsParts:
 
 
 class TestStrands:
+    @pytest.mark.parametrize(("module", "names"), [("openai", {"tool_calls", "response"}), ("litellm", {"tool_calls"})])
+    def test_a_model_class_has_its_variables(self, module: str, names: set[str]) -> None:
+        """`gathered_calls` and `http_response_of` look at these; that they are found is held in `strands/`."""
+        pytest.importorskip("strands", reason="needs cancelstream[strands]")
+        spec = find_spec(f"strands.models.{module}")  # what it needs takes seconds to import, and is not looked at
+        assert spec is not None
+        assert spec.origin is not None
+        nodes = [*ast.walk(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))]
+        generators = [node for node in nodes if isinstance(node, ast.AsyncFunctionDef) and node.name == "stream"]
+        set_there = {node.id for each in generators for node in ast.walk(each) if isinstance(node, ast.Name)}
+        assert names <= set_there
+
     def test_an_agent_knows_that_it_is_to_give_an_output(self) -> None:
         """`wants_output` sees the agent's own model of an output, and a run's."""
         strands = pytest.importorskip("strands", reason="needs cancelstream[strands]")

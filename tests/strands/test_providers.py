@@ -440,10 +440,10 @@ async def test_the_signal_that_a_model_is_given():
 
 async def test_gathered_in_another_way():
     """What stands in a variable of that name, in another version of a class, is looked at softly."""
-    from cancelstream.strands._model_call import _gathered
+    from cancelstream._upstream.strands import gathered_calls
 
     space: dict[str, Any] = {"__name__": "strands.models.newer"}
     exec("def read():\n    tool_calls = {0: ['something else']}\n    raise LookupError", space)
     with pytest.raises(LookupError) as raised:
         space["read"]()
-    assert _gathered(raised.value.__traceback__) == []
+    assert gathered_calls(raised.value.__traceback__) == []

@@ -5,17 +5,15 @@ class is an interruption of the read that it waits in: the exception passes thro
 the HTTP library drops the connection itself. So a call that is suspended between two chunks is read on until it would
 wait, and interrupted there.
 
-Two things are looked up in those local variables, softly. strands' OpenAI and LiteLLM classes gather a tool call and
-hand it out when the whole answer has come: what they had of it is in `tool_calls`. And the OpenAI class has the
-stream, with the HTTP response that an HTTP/2 reset needs, in `response`.
+Two things are looked up in those local variables (`_upstream/strands.py`): the tool calls that a class has gathered and
+not handed out yet, and the HTTP response that an HTTP/2 reset needs.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, cast
 
 from strands import Agent
@@ -25,6 +23,7 @@ from strands.types.event_loop import Usage
 from strands.types.streaming import StreamEvent
 
 from .._peekable import PeekableAsyncStream
+from .._upstream.strands import gathered_calls, http_response_of
 from . import _bedrock
 from ._driving import LATE_LIMIT, run_on
 from ._messages import Partial, partial_message, whole_message
@@ -204,7 +203,7 @@ class Chunks:
         except BaseException as error:
             self._ended = True
             if not isinstance(error, StopAsyncIteration):
-                self.unsaid = _gathered(error.__traceback__)
+                self.unsaid = gathered_calls(error.__traceback__)
             raise
 
     async def aclose(self) -> None:
@@ -221,8 +220,7 @@ class Chunks:
     @property
     def response(self) -> Any:
         """The HTTP response, where the class is one that keeps the SDK's stream in a variable."""
-        frame = getattr(self._iterator, "ag_frame", None)
-        return None if frame is None else getattr(frame.f_locals.get("response"), "response", None)
+        return http_response_of(self._iterator)
 
 
 class _Signal(threading.Event):
@@ -241,25 +239,3 @@ class _Signal(threading.Event):
 
     def is_set(self) -> bool:
         return super().is_set() or self._agents.is_set()
-
-
-def _gathered(traceback: TracebackType | None) -> list[dict[str, Any]]:
-    """The tool uses that a class of strands was gathering where this error passed."""
-    for frame in _frames(traceback):
-        gathered = frame.f_locals.get("tool_calls")
-        if str(frame.f_globals.get("__name__")).startswith("strands.models.") and isinstance(gathered, dict):
-            with suppress(Exception):  # another version's variable of that name
-                return [_tool_use(deltas) for deltas in cast("dict[int, list[Any]]", gathered).values()]
-    return []
-
-
-def _frames(traceback: TracebackType | None) -> Iterator[Any]:
-    while traceback is not None:
-        yield traceback.tb_frame
-        traceback = traceback.tb_next
-
-
-def _tool_use(deltas: Sequence[Any]) -> dict[str, Any]:
-    first = deltas[0]
-    arguments = "".join(delta.function.arguments or "" for delta in deltas)
-    return {"toolUseId": first.id or "", "name": first.function.name or "", "input": arguments}
