@@ -7,7 +7,7 @@ reasoning events pass at once and in order, and so a released text comes after t
 
 It understands two kinds of events by their shape: pydantic-ai's, and the dictionaries of strands' `stream_async`.
 
-Known limits. Reasoning of earlier turns still shows. What carries the text a second time passes unchanged: the
+Known limits. Reasoning of earlier turns still shows. Events that carry the text a second time pass unchanged: the
 messages in pydantic-ai's result, the raw `event` and `message` dictionaries of strands. In pydantic-ai's events a turn
 is known by its first part; one without any part is not seen to begin unless `begin_turn` tells.
 """
@@ -120,7 +120,7 @@ class FinalTurnFilter:
                 it be after all, it is retracted, also where text is otherwise held.
 
         Returns:
-            What has to be handed on for the turn before: nothing, or one `TextRetracted`.
+            The events to hand on for the turn before: nothing, or one `TextRetracted`.
         """
         retracted = self._end(went_on=True)
         self._holding = may_continue and not self._retracting

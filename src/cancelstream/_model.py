@@ -5,11 +5,11 @@ for. The capability wraps each model of a run that way, refuses or repairs a his
 anything is sent, and gives a response that was just left (`break`) the same mark as one that was cancelled. Its state
 is made anew for every run (`for_run`), so one agent serves many runs at once.
 
-What a run and the capability share is in `_run_state.py`.
+A run and the capability share a `RunState` (`_run_state.py`).
 
 Known limits. `asyncio.timeout()` around a run cancels its task like anyone else, so its reason is `'task_cancelled'`;
 pydantic-ai's own `timeout=` is told apart by the run's deadline. Under durable execution the model is called in
-another process, where only the usage is ours.
+another process, where cancelstream provides the usage only.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def _api_of(model: Model) -> Api | None:
 
 
 def _describe(usage: ResponseUsage) -> None:
-    """Say on pydantic-ai's span, whose token counts are ours, where they come from."""
+    """Say on pydantic-ai's span, whose token counts come from cancelstream, how each was found."""
     span = trace.get_current_span()
     if span.is_recording() and usage._counts:
         span.set_attribute("cancelstream.usage.provenance", usage.provenance)

@@ -37,7 +37,7 @@ class EventDecoder:
 
     Attributes:
         block: What was fed last. Nothing is done with it until `take()` looks for an event in it.
-        at: Where in it the next event begins. Whoever knows that one by other means may step over it.
+        at: Where in it the next event begins. A caller that knows that event by other means may step over it.
         stopped: Whether it met what it leaves: nothing further is decoded, and `flush()` begins with it.
     """
 
@@ -45,7 +45,7 @@ class EventDecoder:
 
     def __init__(self) -> None:
         self._tail = bytearray()
-        """What was fed and is no whole event yet, or is left to the SDK."""
+        """The input that is no whole event yet, or is left to the SDK."""
         self._skip_newline = False
         self._is_raw = False
         self.block: bytes = b""
@@ -103,7 +103,7 @@ class EventDecoder:
                 yield chunk
 
     def flush(self) -> bytes:
-        """What was fed and is not in `block`, from the beginning of an event on."""
+        """The input that is not in `block`, from the beginning of an event on."""
         return bytes(self._tail)
 
     def newlines(self, data: bytes) -> bytes:
@@ -124,7 +124,7 @@ class EventDecoder:
             self.block, self.at = self._whole_events(self.block[self.at :]), 0
 
     def _whole_events(self, data: bytes) -> bytes:
-        """What is whole with these bytes; the rest is kept for the next time."""
+        """Return the events that these bytes complete; keep the rest for the next call."""
         data = self.newlines(data)
         tail = self._tail
         if not tail and data.endswith(b"\n\n"):

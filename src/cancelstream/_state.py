@@ -8,7 +8,7 @@ applied wins, and the others change nothing. That is held without a lock, becaus
 middle of its own thread and would wait for itself: `dict.setdefault` is atomic, so the end is claimed with it.
 
 `LEAVE` (the context was left, or the stream closed, before its end) is not an end: a `cancel()` may still follow
-and give the reason. An error that arrives after `CANCEL` is ours and changes nothing.
+and give the reason. An error that arrives after `CANCEL` comes from our own cancellation and changes nothing.
 
 Rule 3: a stop changes nothing once the answer is whole. An answer is whole when the provider has said how it ended and
 all of its text was handed out; the caller knows, and a `CANCEL` or `LEAVE` is an `END` then (`stop()`).
@@ -58,7 +58,7 @@ class State(Enum):
 
 
 class Event(Enum):
-    """What can happen to a stream."""
+    """The events of a stream's life."""
 
     END = "end"
     CANCEL = "cancel"

@@ -67,7 +67,7 @@ _TIKTOKEN_ADDRESS: Final = "https://openaipublic.blob.core.windows.net/encodings
 """tiktoken names a cached file after the SHA-1 of this; it is only ever hashed here."""
 
 _loaded: dict[str, Tokenizer | None] = {}
-"""What has been loaded; `None` for what could not be."""
+"""The tokenizers that were loaded; `None` for one that could not be."""
 
 _loading: dict[str, threading.Thread] = {}
 
@@ -217,7 +217,7 @@ def _checked(count: Tokenizer | None, name: str) -> Tokenizer | None:
 
 
 def _forget_unfinished() -> None:
-    """A forked child has no loader threads, whatever this table says, and nobody to release the lock."""
+    """A forked child has no loader threads, whatever this table says, and no thread that releases the lock."""
     global _one_at_a_time
     _one_at_a_time = threading.Lock()
     for name in [name for name, thread in _loading.items() if name not in _loaded and not thread.is_alive()]:

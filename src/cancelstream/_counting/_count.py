@@ -1,4 +1,4 @@
-"""What is known about one number of tokens: its value, its bounds, where it came from.
+"""One number of tokens: its value, its bounds, where it came from.
 
 A `Count` never turns an unknown into a zero: `value` is `None` where no honest value exists, `low` is then still a
 bound that holds, and `high` is `None` where nothing bounds it from above.

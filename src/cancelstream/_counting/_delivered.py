@@ -1,4 +1,4 @@
-"""What of an answer has arrived, kept as it came.
+"""The part of an answer that has arrived, kept as it came.
 
 Feeding is the hot path: a delta's text is appended to the list of its kind, and that is all. A non-empty delta is at
 least one token, so the lengths of the lists are a lower bound for the answer before anything is counted.
@@ -67,7 +67,7 @@ class Delivered:
         return {id(pieces): len(pieces) for pieces, _ in self._lists()}
 
     def grown(self, before: dict[int, int]) -> Callable[[str], object]:
-        """What takes more text to where text went since `sizes()` was `before`; if none did, it counts nothing."""
+        """Return the `append` of the list that grew since `sizes()` was `before`, else a no-op."""
         for pieces, least in self._lists():
             if len(pieces) > before.get(id(pieces), least):
                 return pieces.append

@@ -27,7 +27,7 @@ _SHORT: Final = 10_000
 """Characters that any tokenizer counts in no time, whatever they are."""
 
 Opening = Literal["count", "plain", "bound", "nothing"]
-"""What an input count that comes before the answer's end says.
+"""The meaning of an input count that comes before the answer's end.
 
 `"count"`: the whole input. `"plain"`: the whole input of a request that holds text and functions alone, else a lower
 bound. `"bound"`: a lower bound. `"nothing"`: neither, since it may still go down.
@@ -93,7 +93,7 @@ class Calls:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What is known of one maker's models.
+    """The facts about one maker's models.
 
     Attributes:
         name: The family's name.
@@ -104,7 +104,7 @@ class Family:
         lines: Tokens to add for each run of line breaks.
         symbols: Tokens to add for each sign that is neither ASCII nor a letter.
         thinking: Whether reasoning that streams is what was billed, or a summary of it.
-        hides: Whether these models may reason where nobody sees it, unless they are told not to.
+        hides: Whether these models may reason unseen by the client, unless they are told not to.
         citation: Tokens of a part of the text that cites something, beside its text.
         ending: Tokens that end an answer, and are counted when it came to its end.
         unseen: Tokens that an answer of these models may have beside what arrives, at the most.

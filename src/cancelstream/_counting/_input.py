@@ -2,7 +2,7 @@
 
 For OpenAI's models the wire format is known well enough to count to the token: so many around each message, so many
 around the whole, functions as TypeScript (`_schema.py`). For others the text is counted with the nearest vocabulary,
-and the interval allows for the prompts that a maker or a host adds. What cannot be seen from here (media, the
+and the interval allows for the prompts that a maker or a host adds. Content that cannot be seen from here (media, the
 provider's own tools, a conversation stored on its side) leaves a lower bound and no value.
 """
 

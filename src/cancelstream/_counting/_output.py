@@ -5,8 +5,8 @@ at least, and its text. Where the two agree the deltas are the tokens, and the c
 sends several tokens to a delta, the text is counted. Calls of functions have tokens around them that do not stream,
 and so has the end of an answer; those are added once the call, or the answer, is whole.
 
-What is counted is what was *delivered*. Reasoning that nobody was shown has no value here, only a lower bound, and
-neither has an answer in which the provider's own tools took part.
+It counts what was *delivered*. Reasoning that the client was not shown has no value here, only a lower bound; so has
+an answer in which the provider's own tools took part.
 """
 
 from __future__ import annotations

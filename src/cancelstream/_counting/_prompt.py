@@ -64,10 +64,10 @@ class Schema:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What of a request bears on its size and on that of the answer.
+    """The parts of a request that determine its size and that of the answer.
 
     Attributes:
-        turns: What was said, in order.
+        turns: The turns, in order.
         tools: The functions it offers.
         schema: The schema that the answer has to follow.
         forced: The one function that the model has to call, by name.

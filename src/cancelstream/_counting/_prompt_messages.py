@@ -50,7 +50,7 @@ _UNSEEN_SETTINGS: Final = (
 def from_messages(
     messages: Sequence[ModelMessage], settings: ModelSettings | None, parameters: ModelRequestParameters
 ) -> Prompt:
-    """What pydantic-ai is about to send, as it is passed to a model's `request_stream()`."""
+    """The request that pydantic-ai is about to send, as it is passed to a model's `request_stream()`."""
     natives = [tool.kind for tool in parameters.native_tools]
     mapping = cast("Mapping[str, Any]", settings or {})
     unseen = [name for name in _UNSEEN_SETTINGS if mapping.get(name)]
@@ -106,7 +106,7 @@ def _request_turns(part: ModelRequestPart, unseen: list[str]) -> Iterator[Turn]:
             unseen.append("file")
         yield Turn("return", part.model_response_str(), part.tool_name)
     elif callable(render := getattr(part, "model_response", None)):
-        # What asks for a retry: of one call, or of the whole answer.
+        # A request for a retry: of one call, or of the whole answer.
         name = getattr(part, "tool_name", None)
         yield Turn("user" if name is None else "return", leaf(render()), leaf(name))
 

@@ -27,7 +27,7 @@ _UNSHOWN: Final = frozenset(
     | {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
     | {"minLength", "maxLength", "minItems", "maxItems"}
 )
-"""What of a response schema a model is not shown: 82 of 89 recorded ones then count to within 3 tokens."""
+"""The keys of a response schema that a model is not shown: 82 of 89 recorded ones then count to within 3 tokens."""
 
 _NAMED: Final = frozenset({"properties", "$defs", "definitions"})
 """Where the keys of a schema are the user's own names."""

@@ -1,1 +1,1 @@
-"""What the command shows: a stop in the terminal, a page with a Stop button, the usage of stored messages."""
+"""The demos of the command: a stop in the terminal, a page with a Stop button, the usage of stored messages."""

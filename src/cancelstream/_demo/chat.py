@@ -1,8 +1,8 @@
 """The chat page's application: the routes, who asks, and where conversations are kept.
 
 It does what an application of yours does. The owner of a stream is the visitor, whom a cookie names (an application
-with users has a session instead). What a stream leaves is saved when it ends, however it ends. A cut answer goes back
-to the model only as `salvage()` makes it.
+with users has a session instead). The messages of a stream are saved when it ends, however it ends. A cut answer goes
+back to the model only as `salvage()` makes it.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ def _text(asked: dict[str, Any], name: str, longest: int) -> str:
 
 
 def _turns(message: ModelMessage) -> list[dict[str, Any]]:
-    """What the page shows of a message that was kept."""
+    """The part of a stored message that the page shows."""
     if isinstance(message, ModelRequest):
         prompts = [part.content for part in message.parts if isinstance(part, UserPromptPart)]
         return [{"role": "user", "text": prompt} for prompt in prompts if isinstance(prompt, str)]

@@ -46,7 +46,7 @@ ANSWERS: Final = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What a worker has to know."""
+    """The settings of a worker."""
 
     model: str | None
     base_url: str | None
@@ -73,7 +73,7 @@ def main(*, host: str, port: int, model: str | None, base_url: str | None, redis
             base_url = stack.enter_context(ScriptedServer(*answers, repeat=True)).base_url
         settings = Settings(model, base_url, redis)
         try:
-            # What is wrong is told here, once, and not by each worker.
+            # Tell a fault here, once, and not in each worker.
             provider_model(model, base_url)
             with explained():
                 _check_redis(redis)

@@ -111,7 +111,7 @@ async def _print(run: CancellableRun[str], watch: Callable[[int], None]) -> None
 
 
 def _mark() -> str:
-    """What stands where an answer was cut."""
+    """The text that stands where an answer was cut."""
     mark = "\N{BLACK SQUARE}"
     try:
         mark.encode(sys.stdout.encoding or "ascii")

@@ -25,7 +25,7 @@ __all__ = (
 )
 
 HistoryPolicy: TypeAlias = Literal["refuse", "salvage", "allow"]
-"""What to do with a history that holds a cut answer."""
+"""The treatment of a history that holds a cut answer."""
 
 CUT_STATES: Final = frozenset({"interrupted", "incomplete"})
 

@@ -1,4 +1,4 @@
-"""What of a cut response may be sent, part by part.
+"""The parts of a cut response that may be sent, one by one.
 
 The rules are those of the APIs, each as strict as the strictest of them:
 
@@ -9,7 +9,7 @@ The rules are those of the APIs, each as strict as the strictest of them:
 - A server-side call needs its result, and a result its call (Anthropic).
 - OpenAI's Responses API looks an answer and its items up by id, and it never stored an answer that was cut. With
   their ids, text and calls are not found, and reasoning is little more than such an id. Text and calls are sent
-  without ids, reasoning is left out. What a server-side tool found is only kept if it is known to be in the message
+  without ids, reasoning is left out. The result of a server-side tool is only kept if it is known to be in the message
   itself, as with Anthropic and Google.
 - A compaction replaces all that was said before it, so one that may be cut must not be sent.
 """
@@ -38,7 +38,7 @@ __all__ = ("INTERRUPTED_NOTE", "TextFate", "repair")
 TextFate: TypeAlias = Literal["keep", "drop", "mark"]
 
 INTERRUPTED_NOTE: Final = "[This answer was interrupted before it was complete.]"
-"""What `salvage(text='mark')` writes under a cut text. Fixed: a cancel reason may come from a stranger."""
+"""The line that `salvage(text='mark')` writes under a cut text. Fixed: a cancel reason may come from a stranger."""
 
 _INLINE: Final = ("anthropic", "google")
 """How the names of the providers begin whose server-side tools put all they found into the message."""

@@ -35,7 +35,7 @@ __all__ = ("INTERRUPTED_TOOL_RESULT", "CallFate", "apply_policy", "salvage")
 CallFate: TypeAlias = Literal["drop", "close"]
 
 INTERRUPTED_TOOL_RESULT: Final = "The tool call was interrupted before a result was produced."
-"""What a closed call is answered with: pydantic-ai's own sentence, for a model sees both."""
+"""The result given to a closed call: pydantic-ai's own sentence, for a model sees both."""
 
 
 def apply_policy(
@@ -181,7 +181,7 @@ def _is_result(part: ModelRequestPart) -> bool:
 
 
 def _says_interrupted(part: ModelRequestPart) -> TypeGuard[ToolReturnPart]:
-    """Whether the part is a result that only says that there is none, ours or pydantic-ai's."""
+    """Whether the part is a placeholder that says there is no result, from cancelstream or pydantic-ai."""
     return isinstance(part, ToolReturnPart) and part.outcome == "interrupted"
 
 

@@ -7,8 +7,8 @@ guesses nothing:
 
 - What may differ is digits, and what stands between the quotes of JSON strings that are values and is nothing that a
   JSON string has to escape. So an event that is taken parses as those two do, with other values in these places.
-- Before it is used, an event with values of ours in all these places is parsed, and has to carry on with our text. So
-  one place is the text's, and what is in the others makes no difference to that.
+- Before it is used, we parse an event with probe values in all these places, and it has to continue with the probe
+  text. So one place is the text's, and what is in the others makes no difference to that.
 
 Known limits: a text that needs an escape, such as a line break, is parsed, and so is every event that differs in more.
 """
@@ -31,7 +31,7 @@ Known = Callable[[EventDecoder], str | None]
 _TOKENS: Final = re.compile(rb'"[^"]*"|\d+|[^"\d]+')
 """Of JSON without a backslash: its strings, the digits of its numbers, and all that is in between."""
 
-# What a probe has in the places that may differ; nothing that a provider sends.
+# A probe's values in the places that may differ; no provider sends them.
 _TEXT: Final = "cancelstream"
 _PADDING: Final = b'"probe"'
 _NUMBER: Final = b"987654321987"
@@ -40,7 +40,7 @@ _NUMBER: Final = b"987654321987"
 def recogniser(
     before: bytes, event: bytes, text: str, decode: Callable[[bytes], Any], follows: Callable[[Any], str | None]
 ) -> Known | None:
-    """What finds the text of a next event that is like these two, and steps over it; `None` if the two are not alike.
+    """Return a function that finds and steps over the text of a next event like these two; `None` if they differ.
 
     It returns `None`, and takes no step, for every event that it does not know.
 
@@ -83,7 +83,7 @@ def _is_key(tokens: Sequence[bytes], place: int) -> bool:
 
 
 def _comparing(literals: Sequence[bytes], places: Sequence[Accepts | None]) -> Known:
-    """What takes an event of these literals, with what each place between two of them accepts; `None` is the text's."""
+    """Return a function that takes an event of these literals; `places` accept what is between, `None` is the text."""
     lead = literals[0]
     start = len(lead)
     ends = [*literals[1:-1], literals[-1] + b"\n\n"]

@@ -1,8 +1,8 @@
 """A text that grows piece by piece, whole each time, at the cost of the piece.
 
 `text + piece` copies the text, so an answer that is read whole after every chunk costs the square of its length. But
-CPython appends in place to a string that nobody else has a reference to, and whoever reads in a loop holds the latest
-text only. So two strings grow in turn: it is always the one before that is appended to, by the two pieces it lacks.
+CPython appends in place to a string without other references, and a loop that reads `text` holds the latest string
+only. So two strings grow in turn: it is always the one before that is appended to, by the two pieces it lacks.
 
 Known limits: who keeps the texts has them copied, as without it; so has another Python.
 """
@@ -21,7 +21,7 @@ class Growing:
         self._before = ""
         self._latest = ""
         self._piece = ""
-        """What the latest has and the one before has not."""
+        """The end of `_latest` that the string before it lacks."""
 
     def add(self, piece: str) -> str:
         """Add a piece."""

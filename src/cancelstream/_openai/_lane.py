@@ -1,9 +1,8 @@
 """The fast lane: a stream of openai's read from its response's bytes, for as long as its chunks are plain.
 
-What `_sse.py` does not take is handed to the SDK, from the beginning of that event on, together with all that follows
-and with the error that reading ended in, if it did: the end of every stream, whatever it is, is the SDK's own. For
-that the stream's `response` is replaced, before the stream is iterated for the first time, by one that gives it what
-was read and not decoded, and goes on from there.
+The SDK reads the first event that `_sse.py` does not take, and all that follows, with the error that reading ended in,
+if it did: the SDK ends every stream. For that we replace the stream's `response`, before its first iteration, by one
+that gives it the bytes that were read and not decoded, and reads on from there.
 
 Known limits: how the SDK makes an object of a chunk is private to it. A stream of a version, a client or an option
 that is not known takes no fast lane, and neither does one that a tracing library looks into (`_upstream/openai.py`): it
@@ -45,7 +44,7 @@ class _Lane:
         self._build = build
         self._reads: Any
         self.events = EventDecoder()
-        """What was read."""
+        """The events that were read."""
 
     @classmethod
     def of(cls, stream: Any) -> Self | None:

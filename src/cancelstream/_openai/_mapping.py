@@ -123,7 +123,7 @@ class Mapping:
 
 
 class _Queue:
-    """What pydantic-ai's response takes for the SDK's stream."""
+    """The stand-in that pydantic-ai's response reads as the SDK's stream."""
 
     def __init__(self) -> None:
         self.chunks: deque[Any] = deque()

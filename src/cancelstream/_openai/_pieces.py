@@ -53,7 +53,7 @@ class Grammar(Protocol):
         ...
 
     def follows(self, before: Piece, chunk: object) -> Callable[[Any], str | None]:
-        """What finds the text of a chunk that carries on what `before`, a piece in `chunk`, is a piece of.
+        """Return a function that finds the text of a chunk that continues `before`, a piece in `chunk`.
 
         For any other chunk it returns `None`, or raises an `AttributeError`, a `LookupError` or a `TypeError`. Chunks
         that are not of the kind of `chunk`, a `dict` or an SDK object, may be such.
@@ -141,7 +141,7 @@ class _Chat:
 
 
 def _text_in_dicts(envelope: tuple[object, ...]) -> Callable[[Any], str | None]:
-    """What `piece()` asks of a piece of text, in fewer steps: most chunks are read in this way."""
+    """Return a function that checks a chunk's text as `piece()` does, in fewer steps; it reads most chunks."""
     index, identity, model, tier = envelope
 
     def follows(chunk: dict[str, Any]) -> str | None:

@@ -1,6 +1,6 @@
-"""Closing what is refused: nobody else has a handle to it, and its connection would stay open, generating.
+"""Closing a refused stream: no other code has a handle to it, and its connection would stay open, generating.
 
-What is refused may be a stream of the SDK, something around one (a raw response, a tracing library's wrapper), a
+The refused object may be a stream of the SDK, something around one (a raw response, a tracing library's wrapper), a
 request that was not made yet, or nothing that can be closed. A stream inside a wrapper is looked for the way a
 debugger would, because a wrapper that was not started yet closes nothing.
 

@@ -1,4 +1,4 @@
-"""What a stream of openai's SDK is, found out before it is read: its API, what was asked, and whether it can be used.
+"""Inspect a stream of openai's SDK before it is read: its API, its request, and whether it can be used.
 
 Everything is read from public attributes of the stream's HTTP response and of the request that it answers.
 """
@@ -23,12 +23,12 @@ _EVENT_STREAMS: Final = ("", "text/event-stream", "text/plain", "application/oct
 """The media types that an event stream comes with; some servers say nothing, or nothing in particular."""
 
 _DEPLOYMENT: Final = re.compile("/deployments/[^/]+$")
-"""What Azure's client puts behind the base URL."""
+"""The path that Azure's client puts behind the base URL."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a stream answers.
+    """The request that a stream answers.
 
     Attributes:
         api: The API that was asked.
@@ -93,7 +93,7 @@ def check_stream(stream: Any, kind: type[openai.AsyncStream[Any]] | type[openai.
 
 
 def asked_of(stream: Any, request: Mapping[str, Any] | None = None) -> Asked:
-    """What a stream answers.
+    """Return the request that a stream answers.
 
     Args:
         stream: The stream, which `check_stream` let pass.

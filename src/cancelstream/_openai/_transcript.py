@@ -1,9 +1,9 @@
-"""What one openai stream has said so far: its events, its text, its message and its count, all from the same chunks.
+"""The transcript of one openai stream so far: its events, text, message and count, all from the same chunks.
 
 Sans-IO, so that the async and the blocking stream share it: each chunk that is handed out is taken, by `text()` or by
-`events()`, and whoever wants to know asks. Chunks that only carry on (`_pieces.py`) are kept as the strings they
-bring, everything else is mapped at once (`_mapping.py`); so taking a chunk costs little, keeping it costs no more than
-its text, and the message is there whenever it is asked for.
+`events()`, and message and count are made when they are asked for. Chunks that only carry on (`_pieces.py`) are kept as
+the strings they bring, everything else is mapped at once (`_mapping.py`); so taking a chunk costs little, keeping it
+costs no more than its text, and the message is there whenever it is asked for.
 
 Known limits: a message holds one choice, the one that came first; the others are handed out and counted. An answer
 with log probabilities has something to say in every chunk, so each is mapped.
@@ -160,7 +160,7 @@ class Transcript:
             yield event
 
     def own(self, chunk: Any) -> Any:
-        """Take a chunk, and return the SDK's own object; an error that it reports is for whoever reads that.
+        """Take a chunk, and return the SDK's own object; the caller reads an error that it reports.
 
         Raises:
             Exception: The SDK cannot make one of it.

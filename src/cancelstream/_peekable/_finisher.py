@@ -118,7 +118,7 @@ class Finisher:
         await self._take(closer(self._source))
 
     def _finish_at_once(self) -> None:
-        """What can still be done where nothing can be waited for any more."""
+        """Do what is still possible without waiting."""
         http.abort(self._response)
         for step in (closer(self._iterator), closer(self._source)):
             with suppress(Exception):

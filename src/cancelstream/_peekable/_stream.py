@@ -1,15 +1,15 @@
 """A single-pass stream that can be looked into, interrupted and closed: what everything else rests on.
 
-A pull is driven by hand (`_pull`), so that `cancel()` can end it by cancelling the future it waits on. `cancel()`
+`_interrupt` drives a pull step by step, so that `cancel()` can end it by cancelling the future it waits on. `cancel()`
 itself only marks the stream and has the loop do the rest (`call_soon_threadsafe`), which is why it may be called from
 any thread and from a signal handler. Closing is done by a finisher (`_finisher.py`).
 
-The path of a chunk is `__anext__`: `_next` is the source's bound `__anext__` while the stream simply runs, and
-`None` whenever there is anything to look at. Whoever marks a stream sets `stopping` first and clears `_next` second,
-and whoever sets `_next` looks at `stopping` afterwards, so no mark is missed.
+The path of a chunk is `__anext__`: `_next` is the fast path, the source's bound `__anext__`, and `None` when an item is
+peeked, or the stream is stopped or pending. Stopping sets `stopping` before it clears `_next`; setting `_next`
+rechecks `stopping`. So no stop is missed.
 
 Known limits. It runs on asyncio; trio has cancel scopes. A stream belongs to the loop that it was made in, or first
-used in. If that loop is stopped for good, not closed, whoever waits for a close on another loop waits on.
+used in. If that loop is stopped for good, not closed, a close awaited on another loop never returns.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class PeekableAsyncStream(Generic[T]):
             raise TypeError(f"{named(source)} is not an asynchronous iterable: it has no `__aiter__`")
         self.source = source
         self._late: list[T] = []
-        """What was received and not handed out, because the stream was stopped first."""
+        """The items that were received and not handed out, because the stream was stopped first."""
         self._life = Life()
         self._pull = Pull(self._late.append, http.find_http2_exchange)
         self._closed = Latch()
@@ -231,8 +231,8 @@ class PeekableAsyncStream(Generic[T]):
             self._life.apply(Event.END)
             return True
         if self._pull.stopping and isinstance(error, Exception):
-            return True  # ours, or what our closing made of it
-        # It failed, or the consumer is being cancelled: perhaps nobody comes back to close it.
+            return True  # our own interruption, or an error that our closing caused
+        # It failed, or the consumer is being cancelled: perhaps the consumer never comes back to close it.
         self._life.apply(Event.ERROR)
         self._stop()
         return False
@@ -303,7 +303,7 @@ class PeekableAsyncStream(Generic[T]):
             self._closed.set()
             return
         if loop is None:
-            return  # never used in a loop: whoever awaits the closing, or pulls, binds it
+            return  # never used in a loop: the first pull, or await of the closing, binds it
         if loop is running_loop():
             self.tell()
         try:

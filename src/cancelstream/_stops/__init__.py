@@ -11,7 +11,8 @@ memory: each owner has a share of its own, so one owner's flood pushes out only 
 
 Known limits: an id belongs to one stream at a time, and `MemoryStopRegistry` knows only its own process. It is made
 for one event loop. A cancel callable is called in the loop that asks for the stop, so one that is registered for
-another loop's stream must be safe from there (ours and `CancellationToken.cancel` are, `task.cancel` is not).
+another loop's stream must be safe from there (cancelstream's `cancel` and `CancellationToken.cancel` are, `task.cancel`
+is not).
 """
 
 from ._registry import (

@@ -17,7 +17,7 @@ from ._stopper import Stopper
 __all__ = ("MemoryStopRegistry", "Registration", "StopOutcome", "StopRegistry", "checked_seconds", "keys")
 
 StopOutcome = Literal["stopped", "requested", "unavailable"]
-"""What is known when `stop()` answers. None of the three tells whether such a stream exists.
+"""The answer of `stop()`. None of the three tells whether such a stream exists.
 
 `'stopped'`: a live stream of this process was told to stop. `'requested'`: the stop was taken, and the process that
 has the stream, or registers it within `ttl`, will stop it. `'unavailable'`: it is not known whether the stop was taken;

@@ -36,7 +36,7 @@ class Stopper:
     def stop(self, reason: str) -> bool:
         """Stop the stream, and say whether it was told to.
 
-        Once: `task.cancel` called twice would cancel the cleaning up too. What `cancel` raises is logged, because
+        Once: `task.cancel` called twice would cancel the cleanup too. An exception from `cancel` is logged, because
         a user who stops a stream by its id is not the one to be told of it.
         """
         if self._asked:

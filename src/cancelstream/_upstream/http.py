@@ -109,7 +109,7 @@ def find_http2_exchange(waiting: Any) -> Exchange | None:
                 if "stream_id" in found and hasattr(found["self"], "_h2_state"):
                     return Exchange(found["self"], found["stream_id"], found["request"])
             if inner is None:
-                # What `__anext__` and `__await__` return hides what it drives from everyone but the collector.
+                # Only the garbage collector sees what the objects that `__anext__` and `__await__` return drive.
                 behind: list[Any] = gc.get_referents(waiting)
                 inner = next((each for each in behind if type(each) in (AsyncGeneratorType, CoroutineType)), None)
             if inner is None:

@@ -93,7 +93,7 @@ def client_of(stream: Any) -> Any:
 
 
 def iteration_of(stream: Any) -> Any:
-    """What a stream takes its chunks from, the SDK's generator or what replaced it; `None` if the name is gone.
+    """Return the source of a stream's chunks, the SDK's generator or its replacement; `None` if the name is gone.
 
     It refers to the stream, and the stream to it, so it has to be closed with the stream.
     """
@@ -119,7 +119,7 @@ def _is_untouched(iteration: object, stream: object, method: Any) -> bool:
 
 
 def _reads_bytes_as_written(response: Any) -> bool:
-    """Whether a response is httpx's own, and nobody has put another way to read it in place of its own."""
+    """Whether a response is httpx's own, and no other library has replaced the way to read it."""
     module: str = type(response).__module__
     is_httpx = module.partition(".")[0] in ("httpx", "httpx2")
     return is_httpx and not any(name in vars(response) for name in _READS)

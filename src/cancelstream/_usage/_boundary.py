@@ -1,4 +1,4 @@
-"""The boundary between the account and whoever reads a stream: nothing that is only counted ends the stream.
+"""The boundary between the account and a stream's reader: a fault in counting never ends the stream.
 
 A provider may send anything: half a character, a list where a text belongs, arguments nested thousands deep. The SDK
 hands it out. All that the account makes of it goes through `attempt()`, so an error of the account's is an unknown

@@ -1,6 +1,6 @@
-"""What a response costs, as an interval, with genai-prices.
+"""The cost of a response, as an interval, with genai-prices.
 
-After a cancel nobody knows which part of the input came from the provider's cache, so the lower bound takes all of it
+After a cancel it is unknown which part of the input came from the provider's cache, so the lower bound takes all of it
 as cached and the upper bound none. The price is of what was delivered; a provider may bill more.
 
 Known limits: prices come from the data that the installed genai-prices has; nothing is fetched. A model that a gateway

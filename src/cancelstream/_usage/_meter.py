@@ -3,7 +3,7 @@
 Feeding must cost next to nothing, so it appends a delta's text to a list; all else is worked out when the usage is
 read. Nothing here awaits, touches a network or waits for a tokenizer, and nothing raises out of a feed.
 
-What counts: the provider's own numbers win, as far as they can be final (`_standing`). Everything else is an estimate,
+The provider's own numbers win, as far as they can be final (`_standing`). Everything else is an estimate,
 made when it is asked for, by the room of counting. The request is counted once (`_request`); the answer's estimate
 never goes down.
 """
@@ -75,7 +75,8 @@ _AT_LIMIT: Final = frozenset({"length"})
 class Meter:
     """Counts one response while it streams; not shared between responses.
 
-    `feed_event`, `feed_chunk`, `late`, `lost` and `settle` are for whoever pulls; `usage` may be read from any thread.
+    `feed_event`, `feed_chunk`, `late`, `lost` and `settle` are for the code that pulls; `usage` may be read from any
+    thread.
 
     Args:
         model: The model's name, which says how its tokens are counted.
@@ -229,18 +230,18 @@ class Meter:
                 self.feed_chunk(item)
 
     def lost(self) -> None:
-        """Closing threw away data that had arrived: there was more than was counted, nobody knows how much."""
+        """Closing threw away data that had arrived: more arrived than was counted, by an unknown amount."""
         self._lost = True
 
     @harmless
     def observe(
         self, *, reported: RequestUsage | Reported | None, finish_reason: str | None = None, ended: bool = False
     ) -> None:
-        """Note the wrapped stream's own usage as it stands now, for whoever reads `usage` before the end.
+        """Note the wrapped stream's own usage as it stands now, for a read of `usage` before the end.
 
         Args:
             reported: The usage of the wrapped stream, whatever it holds: what was not reported is told apart here. Or
-                what a meter of ours inside has told apart.
+                the parts that the meter of a wrapper inside has told apart.
             finish_reason: The provider's, where one came: what was reported with it is final.
             ended: Whether the answer is whole.
         """
@@ -272,7 +273,7 @@ class Meter:
         self._parts = parts
         _ = self.usage
         self._settled = True
-        # What was only kept to be counted is not needed any more.
+        # The pieces were kept for counting only, which is done.
         self._seen, self._text, self._parts = Delivered(), [], ()
         self._request.forget()
         self._reader.seen = self._seen
@@ -310,11 +311,11 @@ class Meter:
 
     @property
     def reported(self) -> Reported:
-        """What the provider reported: through the wrapped stream, or in the raw chunks."""
+        """The usage that the provider reported: through the wrapped stream, or in the raw chunks."""
         return self._reader.reported if self._reported is NONE else self._reported
 
     def _bounds(self) -> UsageRecord:
-        """What is certain of an answer that cannot be counted: each delta was a token at least."""
+        """The lower bound of an answer that cannot be counted: each delta was a token at least."""
         unknown = Count.unknown()
         least = Count.unknown(self._seen.deltas)
         return UsageRecord(unknown, least, unknown, unknown, complete=self._request.stage is Stage.ENDED)

@@ -31,7 +31,7 @@ class ResponseUsage(Recorded, RequestUsage):
 
     @property
     def _in_total(self) -> ResponseUsage:
-        """What pydantic-ai's sum holds of this response: the usage of the message that it was last given."""
+        """The part of pydantic-ai's sum that is this response: the usage of the message that it was last given."""
         return self._held or self
 
     def _for_message(self, plain: RequestUsage | None, record: UsageRecord | None = None) -> ResponseUsage:

@@ -15,7 +15,7 @@ __all__ = ("joined", "record_of_plain")
 
 
 def record_of_plain(usage: RequestUsage | RunUsage) -> UsageRecord:
-    """What the plain fields say on their own, with the extras that say which part of them is an estimate."""
+    """Read the plain fields on their own, with the extras that say which part of them is an estimate."""
     if isinstance(usage, RunUsage) and usage.requests == 0 and not usage.has_values():
         return UsageRecord(NOTHING, NOTHING, NOTHING, NOTHING, complete=True)
     unmeasured = bool(usage.unmeasured_requests) or not usage.has_values()

@@ -34,7 +34,7 @@ class UsageRecord:
         cached_input: The part of `input` that the provider read from its cache.
         reasoning: The part of `output` that was reasoning.
         complete: Whether the response came to its natural end.
-        hidden_reasoning: Whether the model may have reasoned where nobody sees it, so that `output` has no value.
+        hidden_reasoning: Whether the model may have reasoned unseen by the client, so that `output` has no value.
         model: The model's name, to price it.
         provider: The provider's name, to price it.
         provider_url: The provider's base URL, without credentials or query.

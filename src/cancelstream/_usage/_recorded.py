@@ -1,4 +1,4 @@
-"""What both usage objects have in common: pydantic-ai's fields, and a record of where each number came from.
+"""The common part of both usage objects: pydantic-ai's fields, and a record of where each number came from.
 
 pydantic-ai sums, dumps and copies whatever it finds in a usage object's `__dict__`. So what may be summed lives
 there: the plain fields, and three numeric extras (`estimated_requests`, `estimated_input_tokens`,
@@ -32,11 +32,11 @@ _UNSET: Final[dict[str, Any]] = {
     "_records": (),
     "_is_final": False,
 }
-"""What an attribute that was never set reads as: the extras where all is reported, and the slots of a new object."""
+"""The value of an attribute that was never set: the extras where all is reported, and the slots of a new object."""
 
 
 class Recorded:
-    """What both usage objects show of their records."""
+    """The properties of both usage objects that read their records."""
 
     if TYPE_CHECKING:
         input_tokens: int
@@ -122,12 +122,12 @@ class Recorded:
 
     @property
     def hidden_reasoning(self) -> bool:
-        """Whether a model may have reasoned where nobody sees it: `output` then has no value, only bounds."""
+        """Whether a model may have reasoned unseen by the client: `output` then has no value, only bounds."""
         return any(record.hidden_reasoning for record in self._known())
 
     @property
     def cost_range(self) -> CostRange:
-        """What this costs in USD, with bounds: computed once, on first access, and never raising.
+        """The cost in USD, with bounds: computed once, on first access, and never raising.
 
         `cost` is pydantic-ai's, the price of the plain fields.
         """

@@ -1,4 +1,4 @@
-"""What a provider reported, told apart from what it left out.
+"""The counts that a provider reported, told apart from those it left out.
 
 A missing count is not zero, and a zero that was reported is not missing: each count here is the provider's number or
 `None`. Numbers that cannot be counts (negative, text, absurdly large) are missing too.
@@ -53,7 +53,7 @@ _NAMED: Final = frozenset(
     | {"unmeasured_requests", "details", "cost"}
     | {"estimated_requests", "estimated_input_tokens", "estimated_output_tokens"}
 )
-"""What of a usage has a field of its own in `Reported`, or is none of the provider's."""
+"""The parts of a usage that have a field in `Reported`, or do not come from the provider."""
 
 
 def from_usage(usage: RequestUsage | None) -> Reported:
@@ -66,7 +66,7 @@ def from_usage(usage: RequestUsage | None) -> Reported:
         return NONE
     given = cast("dict[str, object]", usage.__dict__)
     details = usage.details if isinstance(usage.details, dict) else {}  # pyright: ignore[reportUnnecessaryIsInstance]
-    # What a wrapper of ours inside this one has estimated was not reported.
+    # A cancelstream wrapper inside this one estimated these; the provider did not report them.
     output = None if given.get("estimated_output_tokens") else as_count(given.get("output_tokens"))
     reasoning = as_count(given.get("output_reasoning_tokens"))
     return Reported(
@@ -83,7 +83,7 @@ def from_usage(usage: RequestUsage | None) -> Reported:
 
 
 def counted_beside(usage: RequestUsage | RunUsage) -> tuple[tuple[str, int | float], ...]:
-    """What a usage counts beside the main numbers: audio, cache writes, and whatever a provider has names for."""
+    """The counts of a usage beside the main numbers: audio, cache writes, and whatever a provider has names for."""
     given = cast("dict[str, object]", usage.__dict__)
     return amounts((name, value) for name, value in given.items() if name not in _NAMED)
 

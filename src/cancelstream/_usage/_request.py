@@ -95,7 +95,7 @@ class Request:
         return {"model": self.model, "provider": self.provider, "provider_url": self._provider_url}
 
     def prompt(self) -> Prompt | None:
-        """What was asked, read once; `None` where that is not known."""
+        """The prompt, read once; `None` where it is not known."""
         if self._prompt is None and self._read is not None:
             self._prompt = attempt(self._read, None)
             if self._prompt is None:

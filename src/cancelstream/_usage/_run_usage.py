@@ -91,7 +91,7 @@ class StreamUsage(Recorded, RunUsage):
                 _exchange(fields, held, one)
             records.extend([record_of_message(response)] if isinstance(response, ModelResponse) else records_of(one))
         if rest.input_tokens > 0 or rest.output_tokens > 0:
-            # What the run was given as `usage=`, or spent on responses that nobody kept. A response may be
+            # The run's `usage=`, or tokens of responses that no message keeps. A response may be
             # unmeasured before the total says so, which leaves less than none.
             rest.unmeasured_requests = max(rest.unmeasured_requests, 0)
             records.append(record_of_plain(rest))
@@ -129,7 +129,7 @@ def _exchange(
 
 
 def record_of_message(message: ModelResponse) -> UsageRecord:
-    """What is known of a stored response's usage; never raises on whatever its metadata holds."""
+    """Return the known usage of a stored response; never raises, whatever its metadata holds."""
     record = _stored(message)
     if record is None:
         known = records_of(message.usage)

@@ -35,7 +35,7 @@ class Stage(Enum):
 
 
 class Step(Enum):
-    """What can happen to a request."""
+    """The events of a request."""
 
     SEND = "send"
     OPEN = "open"
@@ -99,7 +99,7 @@ def _is_refusal(error: BaseException) -> bool:
 
 
 def _statuses(error: BaseException) -> Iterator[object]:
-    """What may be an HTTP status: of openai, anthropic and pydantic-ai, of google, of httpx, of botocore."""
+    """Values that may be an HTTP status: of openai, anthropic and pydantic-ai, of google, of httpx, of botocore."""
     yield getattr(error, "status_code", None)
     yield getattr(error, "code", None)
     response: Any = getattr(error, "response", None)

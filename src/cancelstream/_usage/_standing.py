@@ -1,11 +1,11 @@
-"""What a reported count says: the final number, a bound, or nothing.
+"""The meaning of a reported count: the final number, a bound, or nothing.
 
 A provider's number is final once its model has said how the answer ended. Before that it may be a running total, a
 first guess that grows with every tool the provider runs, or a placeholder. Each of those looks like a count. There are
 four rules:
 
-1. What came with the end, or after it, is the final count.
-2. An input count that came before is final only for makers whose recorded traffic shows that theirs do not move
+1. A count that came with the end, or after it, is final.
+2. An input count that came before is final only for makers whose recorded traffic shows that these counts do not move
    (`Family.opens`), and a zero never is.
 3. An output count that came before is a running total if it covers all that has visibly come; a zero never does.
 4. Anything else is a lower bound, or nothing at all where it may still go down.

@@ -1,4 +1,4 @@
-"""What is asked of redis-py: clients with our own time limits, the server's clock and role, and what an error means."""
+"""The use of redis-py: clients with our own time limits, the server's clock and role, and what an error means."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ BACKOFF: Final = (0.02, 0.5)
 time a stop only waits."""
 
 ALLOW: Final = "its user needs +xadd +xread +time, on the key"
-"""What an error adds that an operator has to mend."""
+"""The text that an error adds for an operator, who has to mend it."""
 
 
 def follower_of(url: str, stop_timeout: float) -> Redis:

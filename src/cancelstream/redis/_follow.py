@@ -29,8 +29,8 @@ AT_ONCE: Final = 128
 """Most entries that one reply may bring."""
 
 BYTES: Final = 1_000_000
-"""What one reply may bring, about, by the size of the entries of the one before: an entry of somebody else under our
-key can have any size, ours have a hundred bytes."""
+"""The bytes that one reply may bring, about, by the size of the entries of the one before: an entry from another
+program under our key can have any size, our own have a hundred bytes."""
 
 REPEAT: Final = 30.0
 """How often an error that somebody has to mend is logged while it lasts, in seconds."""

@@ -36,7 +36,7 @@ __all__ = ("AdapterEncoder", "AdapterRun", "run_adapter")
 KEY: Final = "cancelstream"
 
 PRIVATE: Final = frozenset({"model", "provider", "provider_url"})
-"""What a message keeps to be priced by, and a browser need not know."""
+"""The keys that a message is priced by; a browser need not know them."""
 
 
 class AdapterEncoder(EventEncoder):
@@ -199,7 +199,7 @@ class AdapterRun:
 
     @property
     def response(self) -> ModelResponse | None:
-        """What arrived of the latest answer."""
+        """The part of the latest answer that arrived."""
         return None if self.run is None else self.run.response
 
     def all_messages(self) -> list[ModelMessage]:
@@ -207,12 +207,12 @@ class AdapterRun:
         return [] if self.run is None else self.run.all_messages()
 
     def new_messages(self) -> list[ModelMessage]:
-        """What this run added to the history."""
+        """The messages that this run added to the history."""
         return [] if self.run is None else self.run.new_messages()
 
 
 class _Ours(WrapperAgent[Any, Any]):
-    """The adapter's agent, whose run is ours."""
+    """The adapter's agent, whose run is a `CancellableRunEvents`."""
 
     ours: CancellableRunEvents[Any] | None = None
     _asked: str | None = None
@@ -231,7 +231,7 @@ class _Ours(WrapperAgent[Any, Any]):
 
 
 def run_adapter(adapter: UIAdapter[Any, Any, Any, Any, Any], **kwargs: Any) -> AdapterRun:
-    """What a UI adapter runs for its request, made so that it can be stopped: the `factory` of a response.
+    """The agent run behind a UI adapter's request, made stoppable: the `factory` of a response.
 
     `CancellableEventResponse(lambda: run_adapter(adapter, deps=deps), encode=adapter, ...)` is to
     `adapter.dispatch_request(...)` what `run_stream_events` is to the agent's own: the adapter sanitizes the client's

@@ -59,7 +59,7 @@ class EventEncoder:
         self._usage = usage
 
     def read(self, result: Any) -> AsyncIterator[Any]:
-        """What is read of the result.
+        """Return the iterator over the result.
 
         The partial outputs of a run whose output is structured; else pieces of text if it has a `stream_text`, and
         what it iterates if it has none.
@@ -114,7 +114,7 @@ class EventEncoder:
         return self.event(told, "end")
 
     def pack(self, item: Any) -> Any:
-        """What waits for the client in place of an item; called where the item is read.
+        """Return what the outbox holds in place of an item; called where the item is read.
 
         Raises:
             RuntimeError: It cannot be encoded. The error says where, and does not hold the item.

@@ -1,4 +1,4 @@
-"""What the Stop button calls.
+"""The endpoint that the Stop button calls.
 
 One answer for everything that may be: a stream that was stopped, one that lives on another machine, an id that never
 was, somebody else's stream, one that has ended. So a stranger learns nothing by asking, not even from the time it

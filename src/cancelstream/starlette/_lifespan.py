@@ -34,7 +34,7 @@ __all__ = ("lifespan",)
 Handler = Callable[[int, FrameType | None], Any]
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, *([signal.SIGQUIT] if hasattr(signal, "SIGQUIT") else []))
-"""What servers are ended with: by a supervisor, by Ctrl-C, and by a gunicorn that is in a hurry."""
+"""The signals that end a server: by a supervisor, by Ctrl-C, and by a gunicorn that is in a hurry."""
 
 LOOK: Final = 0.1
 """How often it is looked whether the server still serves, in seconds; uvicorn itself looks as often."""

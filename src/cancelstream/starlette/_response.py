@@ -61,7 +61,7 @@ class CancellableEventResponse(Response):
             leaving stops it.
         owner: Who may stop it: the authenticated user's id. Required with a registry.
         on_end: Called with the result once, for every end there is, whether or not the client is still there; may be
-            a coroutine function. What it raises is logged.
+            a coroutine function. An exception that it raises is logged.
         on_disconnect: `'cancel'` stops the stream when the client leaves; `'continue'` reads it to its end for
             `on_end`, or until it is stopped.
         ping: After how many seconds without an event a comment is sent, so that proxies keep the connection and a
@@ -241,7 +241,7 @@ class _Client:
             try:
                 with anyio.fail_after(self._timeout):
                     await self._send(message)
-            # What servers and middlewares raise when the client has gone; TimeoutError is an OSError too.
+            # Servers and middlewares raise these when the client has gone; TimeoutError is an OSError too.
             except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
                 if isinstance(error, TimeoutError) and self._has_connection and abort_connection(self._receive):
                     await asyncio.sleep(0)  # the server is told of it

@@ -37,9 +37,9 @@ OnEnd = Callable[[Any], object]
 
 
 class Source(Protocol):
-    """What can be streamed: an async context manager with a `cancel()` that works before and after it is entered.
+    """A streamable source: an async context manager with a `cancel()` that works before and after it is entered.
 
-    What entering it gives is read: its `stream_text(delta=True)`, or else itself as an async iterable.
+    The object that entering it gives is read: its `stream_text(delta=True)`, or else itself as an async iterable.
     """
 
     def cancel(self) -> object:
@@ -166,7 +166,7 @@ class Stream:
     def _how_it_ended(self, result: Any, error: Exception | None) -> StreamEnd:
         # A run that its own token or timeout ended raises, as it does in pydantic-ai, and was cut all the same.
         failed = error is not None and not isinstance(error, RunCancelled)
-        known = getattr(result, "cancelled", None)  # of ours; somewhere else it may be a method
+        known = getattr(result, "cancelled", None)  # in cancelstream's results; elsewhere it may be a method
         cut = not failed and (known if isinstance(known, bool) else not self._complete)
         reason = getattr(result, "cancel_reason", None) or self._reason or "task_cancelled"
         usage: object = getattr(result, "usage", None)
@@ -187,8 +187,8 @@ def kind_of(made: Any) -> str:
 
 
 def what_to_write(made: Any) -> str:
-    """What a `factory=` has to be, for somebody who gave this."""
-    # pydantic-ai's own runs tell by the name of the method which of ours is meant.
+    """The hint for a wrong `factory=`: what it has to be."""
+    # pydantic-ai's own runs tell by the name of the method which run of cancelstream is meant.
     made_by = getattr(getattr(made, "func", None), "__name__", type(made).__name__)
     name = "run_stream" if isinstance(made, CancellableRun) or made_by == "run_stream" else "run_stream_events"
     return f"write `lambda: {name}(agent, prompt)`, with `{name}` of cancelstream"

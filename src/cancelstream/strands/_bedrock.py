@@ -1,7 +1,7 @@
 """Bedrock reads in a thread, which nothing can interrupt: what can be stopped is the socket under it.
 
 strands' class looks at `cancel_signal` when its next chunk comes, and boto3 has no way to end a read. urllib3 has:
-`HTTPResponse.shutdown()` ends it from any thread, and whoever reads then closes the connection. The response is found
+`HTTPResponse.shutdown()` ends it from any thread, and its reader then closes the connection. The response is found
 through boto3's own events: `after-call` hands it out in the thread that made the call, whose context knows the call.
 
 Known limits. Before its headers come a response cannot be stopped, so it is stopped then. With urllib3 below 2.3, or a

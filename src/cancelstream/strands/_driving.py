@@ -25,7 +25,7 @@ __all__ = ("LATE_LIMIT", "Handler", "InContext", "limited", "run_on")
 
 LATE_LIMIT: Final = 0.05
 """Seconds that a model or a tool that was stopped between two things goes on until it waits. The 64 KB of chunks that
-may lie in a buffer need about 40 ms. What computes without ever waiting is closed without an interruption then."""
+may lie in a buffer need about 40 ms. Code that computes without ever waiting is then closed, not interrupted."""
 
 
 class Handler:
@@ -44,7 +44,7 @@ class Handler:
         self.is_looked_up = self.is_given or not isinstance(agent, Agent)
         """Whether strands has looked for a handler, or has no need to."""
         self.kwargs: dict[str, Any] = {**kwargs, "callback_handler": self} if self.is_given else kwargs
-        """What strands is to be called with instead."""
+        """The arguments to call strands with instead."""
 
     def __call__(self, **_event: Any) -> None:
         self._is_called = True
@@ -72,7 +72,7 @@ class Handler:
 
 
 class InContext(Coroutine[Any, Any, Any]):
-    """A coroutine whose every step runs in one context, whoever drives it.
+    """A coroutine whose every step runs in one context, in every task that drives it.
 
     Args:
         coroutine: What is run.

@@ -1,7 +1,7 @@
-"""What a cut answer leaves in the conversation, in a form that strands and every provider accept.
+"""The message that a cut answer leaves in the conversation, in a form that strands and every provider accept.
 
-The text that arrived stays. What no provider takes back is left out of the content and kept in the record beside it:
-a tool call that nobody will answer, whether cut or whole (strands runs the calls of a last message when it is called
+The text that arrived stays. Parts that no provider takes back are left out of the content and kept in the record beside
+it: a tool call that gets no answer, whether cut or whole (strands runs the calls of a last message when it is called
 without a prompt), and reasoning that led to nothing, whose signature never came. The record is in
 ``message['metadata']['custom']['cancelstream']``, which strands stores with the message and never sends.
 
@@ -43,7 +43,7 @@ async def partial_message(chunks: Iterable[StreamEvent], unsaid: Sequence[Mappin
     thoughts: list[dict[str, Any]] = []
     while said and "reasoningContent" in said[-1]:
         thought = cast("dict[str, Any]", said.pop())
-        if "redactedContent" not in thought["reasoningContent"]:  # nobody can read it, and it is no JSON
+        if "redactedContent" not in thought["reasoningContent"]:  # encrypted, and no JSON
             thoughts.insert(0, thought)
     calls.extend({"toolUse": dict(use)} for use in unsaid)
     message: Message = {"role": "assistant", "content": said or [{"text": INTERRUPTED_NOTE}]}

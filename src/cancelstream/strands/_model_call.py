@@ -1,7 +1,7 @@
 """One call of a model: its chunks, pulled so that the pull can be interrupted and its connection closed.
 
-strands' model classes are async generators that hold their connection in local variables. What closes it whatever the
-class is an interruption of the read that it waits in: the exception passes through every layer down from there, and
+strands' model classes are async generators that hold their connection in local variables. Whatever the class, it is
+closed by an interruption of the read that it waits in: the exception passes through every layer down from there, and
 the HTTP library drops the connection itself. So a call that is suspended between two chunks is read on until it would
 wait, and interrupted there.
 
@@ -49,7 +49,7 @@ class ModelCall:
         self.agent = agent
         self.meter = meter
         self.message: Message | None = None
-        """What arrived of a cut answer, once it was put together."""
+        """The part of a cut answer that arrived, once it was put together."""
         self.dropped: list[dict[str, Any]] = []
         """The blocks that were left out of it."""
         self.is_recorded = False
@@ -127,7 +127,7 @@ class ModelCall:
         return await whole_message(self._chunks)
 
     async def partial(self) -> Partial:
-        """What arrived, as a message, and what had to be left out of it."""
+        """The answer that arrived, as a message, and the parts that had to be left out of it."""
         if self.message is None:
             self.message, self.dropped = await partial_message(self._chunks, self._unsaid())
         return self.message, self.dropped
@@ -190,7 +190,7 @@ class Chunks:
         self._iterator = aiter(chunks)
         self._ended = False
         self.late: list[StreamEvent] = []
-        """What was received while it was closed."""
+        """The chunks that were received while it was closed."""
         self.unsaid: list[dict[str, Any]] = []
         """The tool uses that the model's class had gathered when it was interrupted."""
 

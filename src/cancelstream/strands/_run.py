@@ -2,10 +2,10 @@
 
 `cancel()` claims the end of the run's life and has the loop stop what is going on: the model's calls and the tools,
 and where there is none, whatever else the pull waits for. Then strands is run to its end, unseen: by the pull that is
-going on, or by a task if nobody pulls. So its hooks run, its spans are closed and its agent is free. What strands has
-no time to end by itself is interrupted, and what it did not get to is put right (`_stages.py`).
+going on, or by a task if no pull is going on. So its hooks run, its spans are closed and its agent is free. If strands
+has no time to end by itself, we interrupt it, and put right what it did not get to (`_stages.py`).
 
-Every step runs in one context (`_driving.py`), so that whoever finishes finds the one that the spans were opened in.
+Every step runs in one context (`_driving.py`), so that the finisher runs in the one that the spans were opened in.
 
 Known limit. A generator that is interrupted and does not end is let go after a second, and keeps its agent's lock.
 """
@@ -84,7 +84,7 @@ class AgentRun:
 
     @property
     def is_open(self) -> bool:
-        """Whether something was begun that nobody is finishing."""
+        """Whether the run has begun and no finisher is ending it."""
         return self._events is not None and self._finisher is None and not self._closed.is_set()
 
     # --- pulling ----------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ class AgentRun:
         if self._is_stopped:
             await asyncio.sleep(0)  # a cancellation of the task's own, if one is pending, comes first
             raise StopAsyncIteration
-        before = _latest.get(self._agent, _nobody)()
+        before = _latest.get(self._agent, _no_run)()
         if before is not None and before._is_stopped and before._loop is not None and not before._loop.is_closed():
             await self._guard.run(before._closed.wait())
         _latest[self._agent] = ref(self)
@@ -162,7 +162,7 @@ class AgentRun:
     # --- stopping ---------------------------------------------------------------------------------------------
 
     def cancel(self, reason: str | None) -> Closing:
-        """Stop it; any thread. What it returns may be awaited: until the agent is free."""
+        """Stop it; any thread. Await the result to wait until the agent is free."""
         reason = checked_reason(reason)
         if self.claim(Event.CANCEL, reason):
             self.stop()
@@ -230,13 +230,13 @@ class AgentRun:
     async def _finish(self) -> None:
         """Run strands to its end, unseen; close what it left open; put its history right."""
         self._finisher = asyncio.current_task()
-        theirs: asyncio.CancelledError | None = None
+        cancelled: asyncio.CancelledError | None = None
         with anyio.move_on_after(FINISH_TIMEOUT, shield=True):
             for step in (self._run_out, self._close_events, self._put_right):
                 try:
                     await step()
                 except asyncio.CancelledError as error:
-                    theirs = error
+                    cancelled = error
                 except Exception as error:  # noqa: BLE001
                     names = (type(self._agent).__name__, type(error).__name__)
                     _logger.debug("finishing a run of a strands %s raised %s", *names)
@@ -244,8 +244,8 @@ class AgentRun:
             self._deadline.cancel()
         self.invocation.is_over = True
         self._closed.set()
-        if theirs is not None:
-            raise theirs
+        if cancelled is not None:
+            raise cancelled
 
     async def _run_out(self) -> None:
         if self._events is None:
@@ -272,7 +272,7 @@ _latest: WeakKeyDictionary[Any, ref[AgentRun]] = WeakKeyDictionary()
 """The last run of each agent: the next one waits until it is finished."""
 
 
-def _nobody() -> None:
+def _no_run() -> None:
     return None
 
 

@@ -1,8 +1,8 @@
-"""What is hooked into an agent, once: its model calls, its tool calls, and the messages it adds.
+"""The hooks that are added to an agent, once: its model calls, its tool calls, and the messages it adds.
 
-None of it does anything unless the agent runs for a stream of ours, which the context says. Then a call can be
-stopped, none begins after that, and strands goes on as after a call that was cancelled: it appends what arrived, runs
-its hooks and ends. What strands could not end so, because something else was interrupted, is put right afterwards.
+None of it does anything unless the agent runs for a `CancellableAgentStream`, which the context says. Then a call can
+be stopped, none begins after that, and strands goes on as after a call that was cancelled: it appends what arrived,
+runs its hooks and ends. If strands could not do so, because something else was interrupted, we put it right afterwards.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Invocation:
         self.is_stopped = False
         """It was stopped, whether or not its answer was whole by then."""
         self.ignores_cancel = False
-        """An earlier `agent.cancel()` was meant for nobody."""
+        """Whether to ignore an earlier `agent.cancel()`, which came while the agent was idle."""
         self._life = life
         self._give_up = give_up
         self._when_begun = when_begun
@@ -215,7 +215,7 @@ class Invocation:
                 return
             call.is_recorded = True
             if self.is_cut and call.message is not None and not is_flagged(message):
-                # What an `agent.cancel(message=...)` would have put in its place.
+                # An `agent.cancel(message=...)` would have put this in its place.
                 message["content"] = call.message["content"]
                 flag(message, reason=reason, usage=call.meter.usage.record(), dropped=call.dropped)
         elif self.is_cut and not is_flagged(message):
@@ -224,7 +224,7 @@ class Invocation:
                 flag(message, reason=reason, usage=None, dropped=None)
 
     def began(self, event: BeforeInvocationEvent) -> None:
-        """The agent is ours from here on."""
+        """Take the agent over, when its call begins."""
         if self.ignores_cancel:
             event.agent.cancel_signal.clear()
             self.ignores_cancel = False

@@ -1,7 +1,7 @@
 """`stream_async()`: strands' own, as an object that can be cancelled.
 
 The run itself is `_run.py`'s. Here its events go through the filter, if one is wanted, and are handed out: each first
-to the agent's callback handler, then to whoever iterates.
+to the agent's callback handler, then to the iterating code.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class CancellableAgentStream:
             self._let_through(self._filter.feed(event))
 
     def _release(self, reason: str) -> None:
-        # Whoever has left is not there to take it.
+        # A consumer that has left cannot take it.
         if self._filter is not None and self._run.life.state is not State.LEFT:
             self._let_through(self._filter.flush(reason))
 
@@ -134,7 +134,7 @@ class CancellableAgentStream:
             reason: Why, in at most 200 characters; it is kept as `cancel_reason` and with the message that was cut.
 
         Returns:
-            What may be awaited, and need not be: it returns when the connection is closed, the usage settled and the
+            An awaitable, which need not be awaited: it returns when the connection is closed, the usage settled and the
             agent free. Awaited inside the run's own tool it returns at once.
 
         Raises:
@@ -212,9 +212,9 @@ def stream_async(
     strands' own `agent.stream_async`, unchanged and in order. The agent's callback handler is called with each just
     before it is handed out, and with nothing else.
 
-    After `cancel()`, a `break` or an error the agent can be called again at once. What had arrived is the last message
-    in `agent.messages`, with a record in its `metadata` that says it was cut, in a form that strands and the providers
-    take back: it may be sent as it is.
+    After `cancel()`, a `break` or an error the agent can be called again at once. The part that had arrived is the last
+    message in `agent.messages`, with a record in its `metadata` that says it was cut, in a form that strands and the
+    providers take back: it may be sent as it is.
 
     Args:
         agent: The agent, or a `Graph` or `Swarm` of agents, whose events are passed through.

@@ -1,6 +1,6 @@
 """Counting a strands model call with the same meter as everything else.
 
-What strands reports is the last word where it came: its `metadata` chunk. Until then the chunks are translated for
+The usage that strands reports is final where it came: its `metadata` chunk. Until then the chunks are translated for
 the meter as far as they have arrived, and only when somebody asks.
 
 Known limits. The provider's name, which prices need, is read off strands' own model classes; another class has none.
@@ -183,7 +183,7 @@ def _request_usage(usage: Mapping[str, Any]) -> RequestUsage:
 
 
 def _prompt(messages: Sequence[Message], tools: Any, system: Any, params: Mapping[str, Any]) -> Prompt:
-    """What strands is about to send."""
+    """The prompt that strands is about to send."""
     unseen: list[str] = []
     turns = [Turn("system", str(system))] if system else []
     names: dict[str, str] = {}

@@ -94,7 +94,7 @@ class Serving(Watched):
         with self._changing():
             self.url = f"{'http' if self._ssl is None else 'https'}://127.0.0.1:{port}"
         await self._stop.wait()
-        # What asyncio has accepted and not yet handed over, a TLS handshake for instance, is a task of its own, and
+        # A connection that asyncio has accepted and not yet handed over (a TLS handshake) is a task of its own, and
         # asyncio loses the socket of one that has not begun when its server is closed, or itself cancelled. So accept
         # no more, let them begin, and close only then.
         self._loop.remove_reader(server.sockets[0].fileno())
