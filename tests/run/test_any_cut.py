@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import Any
+from zlib import crc32
 
 import pytest
 from pydantic_ai import Agent, CancellationToken, ModelMessage, capture_run_messages
@@ -18,8 +19,14 @@ from .cuts import SCRIPTS, Act, Blow, Boom, Script, World, agrees, from_outside,
 
 ACTS: list[Act] = ["cancel", "break", "error"]
 BLOWS: list[Blow] = ["cancel", "task", "timeout"]
-STRIDE = 4
+STRIDE = 8
 """In the suite, the items from one cut to the next, and the tenth part of the turns of the loop; a soak takes each."""
+
+
+def first(step: int, *case: object) -> int:
+    """Where a case begins, from 0: each somewhere else, for more moments in all."""
+    return crc32(repr(case).encode()) % step
+
 
 LONG = pytest.mark.parametrize(
     "stride", [pytest.param(STRIDE, id="some"), pytest.param(1, id="every", marks=pytest.mark.soak)]
@@ -78,7 +85,7 @@ NAMES = ["snapshots", "events", "outputs", "grouped"]
 async def test_at_every_item(script: Script, door: Door, act: Act, stride: int) -> None:
     """By `cancel()`, `break` or an error in the loop, at each event and each snapshot."""
     make, read = door
-    at, there = 1 + ACTS.index(act) % stride, True
+    at, there = 1 + first(stride, script.name, act, DOORS.index(door)), True
     while there:
         world = World(script)
         agent = world.agent()
@@ -95,8 +102,8 @@ async def test_at_every_item(script: Script, door: Door, act: Act, stride: int) 
 async def test_at_every_turn_of_the_loop(script: Script, door: Door, blow: Blow, stride: int) -> None:
     """By another task: `cancel()`, a cancellation of the consumer's task, or a timeout; and no task is left."""
     make, read = door
-    turns, struck = BLOWS.index(blow), True
     step = 1 if stride == 1 else 10 * stride + 1
+    turns, struck = first(step, script.name, blow, DOORS.index(door)), True
     while struck:
         world = World(script)
         agent = world.agent()
@@ -126,7 +133,7 @@ def thread_loop() -> Iterator[asyncio.AbstractEventLoop]:
 @LONG
 def test_blocking(script: Script, act: Act, stride: int, thread_loop: asyncio.AbstractEventLoop) -> None:
     """The same at each snapshot of a blocking run."""
-    at, there = 1 + ACTS.index(act) % stride, True
+    at, there = 1 + first(stride, script.name, act), True
     while there:
         world, seen = World(script), list[Any]()
         agent = world.agent()
@@ -154,7 +161,7 @@ def test_blocking(script: Script, act: Act, stride: int, thread_loop: asyncio.Ab
 @LONG
 async def test_own_run_stream(script: Script, act: Act, stride: int) -> None:
     """`agent.run_stream()` with `Cancellable()`, at each snapshot, by its own `cancel()`, `break` and an error."""
-    at, there = 1 + ACTS.index(act) % stride, True
+    at, there = 1 + first(stride, script.name, act), True
     while there:
         world, seen = World(script), list[Any]()
         agent = world.agent()
@@ -179,8 +186,8 @@ async def test_own_run_stream(script: Script, act: Act, stride: int) -> None:
 @LONG
 async def test_own_run_stream_events(script: Script, by: str, stride: int) -> None:
     """`agent.run_stream_events()` with `Cancellable()`, at each turn of the loop, by its token and by its task."""
-    turns, struck = 1, True
     step = 1 if stride == 1 else 10 * stride + 1
+    turns, struck = 1 + first(step, script.name, by), True
     while struck:
         world, seen, messages = World(script), list[Any](), list[ModelMessage]()
         agent, token = world.agent(), CancellationToken()

@@ -661,14 +661,17 @@ async def test_a_reason_that_is_no_string(scripted_server: StartServer, make_age
 # --- many at once ------------------------------------------------------------------------------------------------
 
 
-async def test_fifty_runs_half_of_them_cancelled_from_threads(scripted_server: StartServer, make_agent: MakeAgent):
+@pytest.mark.parametrize("number_of_runs", [20, pytest.param(50, marks=pytest.mark.soak)])
+async def test_many_runs_half_of_them_cancelled_from_threads(
+    scripted_server: StartServer, make_agent: MakeAgent, number_of_runs: int
+):
     """Runs share an agent and a client, and nothing else: each is whole or cut, as it was told."""
     gate = Gate()
     server = scripted_server(Answer(Text("one", " two", gate, " three")), repeat=True)
     agent = make_agent(server)
-    runs = [run_stream(agent, f"run {number}") for number in range(50)]
+    runs = [run_stream(agent, f"run {number}") for number in range(number_of_runs)]
     reading = [asyncio.create_task(enter(run)) for run in runs]
-    for number in range(50):
+    for number in range(number_of_runs):
         record = await server.until_request(number, LIMIT)
         await record.until_chunks(2, LIMIT)
     for run in runs:
@@ -680,10 +683,10 @@ async def test_fifty_runs_half_of_them_cancelled_from_threads(scripted_server: S
     await asyncio.gather(*reading[::2])
     gate.open()
     await asyncio.gather(*reading)
-    assert [run.response.text for run in runs] == ["one two", "one two three"] * 25
-    assert [run.cancelled for run in runs] == [True, False] * 25
+    assert [run.response.text for run in runs] == ["one two", "one two three"] * (number_of_runs // 2)
+    assert [run.cancelled for run in runs] == [True, False] * (number_of_runs // 2)
     gone = [record for record in server.records if record.ended_by == "client"]
-    assert len(gone) == 25
+    assert len(gone) == number_of_runs // 2
 
 
 async def test_a_run_inside_a_tool_has_a_life_of_its_own(scripted_server: StartServer, make_agent: MakeAgent):

@@ -45,6 +45,7 @@ async def test_a_cluster() -> None:
 async def test_a_primary_that_sentinel_names(redis_server: RedisServer) -> None:
     """And the one that it names after a fail-over."""
     with RedisServer() as replica, RedisServer() as sentinel:
+        redis_server.command("CONFIG", "SET", "repl-diskless-sync-delay", "0")  # five seconds, for further replicas
         replica.command("REPLICAOF", "127.0.0.1", redis_server.port)
         async with asyncio.timeout(LIMIT):
             while b"master_link_status:up" not in replica.command("INFO", "replication"):
