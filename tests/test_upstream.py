@@ -365,8 +365,9 @@ class TestStrands:
         spec = find_spec(f"strands.models.{module}")  # what it needs takes seconds to import, and is not looked at
         assert spec is not None
         assert spec.origin is not None
+        entries = ("stream", "_handle_streaming_response")
         nodes = [*ast.walk(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))]
-        generators = [node for node in nodes if isinstance(node, ast.AsyncFunctionDef) and node.name == "stream"]
+        generators = [node for node in nodes if isinstance(node, ast.AsyncFunctionDef) and node.name in entries]
         set_there = {node.id for each in generators for node in ast.walk(each) if isinstance(node, ast.Name)}
         assert names <= set_there
 
