@@ -17,4 +17,4 @@ def test_the_guides_own_tests(pytester: pytest.Pytester) -> None:
     assert len(shown) == 1
     pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n")
     pytester.makepyfile(shown[0])
-    pytester.runpytest_subprocess("-W", "error").assert_outcomes(passed=2)
+    pytester.runpytest_inprocess("-W", "error").assert_outcomes(passed=2)

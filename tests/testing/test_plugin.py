@@ -25,6 +25,7 @@ async def test_the_fixture(scripted_server: StartServer) -> None:
 
 def test_servers_end_with_their_test(pytester: pytest.Pytester, scripted_server: StartServer) -> None:
     """Passed or failed, no server outlives the test that started it."""
+    pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
     pytester.makepyfile(
         """
         import threading
@@ -44,7 +45,7 @@ def test_servers_end_with_their_test(pytester: pytest.Pytester, scripted_server:
             assert not any(thread.name == "ScriptedServer" for thread in threading.enumerate())
         """
     )
-    result = pytester.runpytest_subprocess()
+    result = pytester.runpytest_inprocess()
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(["*AssertionError: on purpose*"])
     assert not any(thread.name == "ScriptedServer" for thread in threading.enumerate())
