@@ -105,6 +105,7 @@ class CancellableModel(WrapperModel):
                 api=asked.api,
             ),
             parameters=model_request_parameters,
+            in_run=self.state is not None or run_context is not None,
         )
         state.stream_made(stream, messages)
         try:

@@ -144,15 +144,25 @@ class CancellableStreamedResponse(StreamedResponse):
 
     @classmethod
     def opening(
-        cls, opener: Opener, *, model: Model, meter: Meter, parameters: ModelRequestParameters
+        cls, opener: Opener, *, model: Model, meter: Meter, parameters: ModelRequestParameters, in_run: bool
     ) -> CancellableStreamedResponse:
-        """A response whose request is sent on the first pull; `leave()` has to be awaited in the end."""
+        """A response whose request is sent on the first pull; `leave()` has to be awaited in the end.
+
+        Args:
+            opener: Makes the request's context.
+            model: The model that is asked.
+            meter: Counts the request and the answer.
+            parameters: The parameters of the request.
+            in_run: Whether an agent's run reads it: only the run knows then why a pull was given up.
+        """
         response, life = cls.__new__(cls), Life()
-        response._begin(life, meter, AgentFeed(life, meter, opener=opener), parameters)
+        response._begin(life, meter, AgentFeed(life, meter, opener=opener), parameters, in_run=in_run)
         response._model = model
         return response
 
-    def _begin(self, life: Life, meter: Meter, feed: AgentFeed, parameters: ModelRequestParameters) -> None:
+    def _begin(
+        self, life: Life, meter: Meter, feed: AgentFeed, parameters: ModelRequestParameters, *, in_run: bool = False
+    ) -> None:
         super().__init__(model_request_parameters=parameters)
         self._life = life
         self._meter = meter
@@ -160,7 +170,9 @@ class CancellableStreamedResponse(StreamedResponse):
         self._model: Model | None = None
         self._born = datetime.now(UTC)
         self._record: dict[str, Any] = {}
+        self._in_run = in_run
         self._broken = False
+        """A pull of a run was given up, and the run has not said why."""
         self._is_settled = False
         self._is_stopped = False
         self._latest: object = None
@@ -241,8 +253,12 @@ class CancellableStreamedResponse(StreamedResponse):
 
     def _break_off(self) -> None:
         """A pull was given up for a cancellation that is not ours: what it was to bring is lost, if there was any."""
-        if not (self._is_end_said() and self._life.apply(Event.END)):
+        if self._is_end_said() and self._life.apply(Event.END):
+            return
+        if self._in_run:
             self._broken = True
+        else:
+            self._life.apply(Event.LEAVE, "task_cancelled")
 
     # --- stopping ---------------------------------------------------------------------------------------------
 
