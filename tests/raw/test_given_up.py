@@ -56,11 +56,17 @@ def says_cut(response: Any, *, reason: str) -> None:
     assert not message.usage.complete
 
 
+async def wait_too_long(items: AsyncIterator[Any]) -> None:
+    """Pull until a pull runs out: events that follow the last text come at once."""
+    while True:
+        await asyncio.wait_for(anext(items), 0.1)
+
+
 @pytest.mark.parametrize("reading", ["text", "events"])
 @pytest.mark.parametrize("pieces", [0, 2])
 @pytest.mark.parametrize("door", [opened, Wrapped, modelled])
 async def test_a_timeout_around_the_next_item(door: Door, pieces: int, reading: str) -> None:
-    """Inside the block already: `cancelled`, the reason, the message's state and the usage agree; then nothing comes."""
+    """Inside the block already `cancelled`, the reason, the message's state and the usage agree."""
     words = ["one", " two"][:pieces]
     with ScriptedServer(Answer(Text(*words, Silence())) if words else Answer(Silence())) as server:
         async with (
@@ -71,8 +77,7 @@ async def test_a_timeout_around_the_next_item(door: Door, pieces: int, reading: 
             while "".join(getattr(part, "content", "") for part in response.get().parts) != "".join(words):
                 await asyncio.wait_for(anext(items), LIMIT)
             with pytest.raises(TimeoutError):
-                while True:  # events that follow the last text come at once
-                    await asyncio.wait_for(anext(items), 0.1)
+                await wait_too_long(items)
             says_cut(response, reason="task_cancelled")
             assert [item async for item in items] == []
             says_cut(response, reason="task_cancelled")

@@ -131,7 +131,7 @@ class AgentRun:
         _latest[self._agent] = ref(self)
         for agent in self.invocation.agents:
             prepare(agent)
-        self.invocation.ignores_cancel = _was_cancelled_idle(self._agent, self._kwargs)
+        self.invocation.ignores_cancel = _was_cancelled_idle(self._agent)
         self.context = contextvars.copy_context()
         self.context.run(current.set, self.invocation)
         self._events = self._agent.stream_async(self._prompt, **self.handler.kwargs)
@@ -284,7 +284,9 @@ def _agents_of(agent: Any) -> list[Agent]:
     return [inner for node in nodes.values() for inner in _agents_of(getattr(node, "executor", None))]
 
 
-def _was_cancelled_idle(agent: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether `agent.cancel()` was called when nothing was running, which strands keeps for the next run."""
-    given = kwargs.get("cancel_signal")
-    return isinstance(agent, Agent) and agent.cancel_signal.is_set() and not (given is not None and given.is_set())
+def _was_cancelled_idle(agent: Any) -> bool:
+    """Whether `agent.cancel()` was called when nothing was running, which strands keeps for the next run.
+
+    A `cancel_signal=` that is given with the run is seen again by strands itself, wherever it looks.
+    """
+    return isinstance(agent, Agent) and agent.cancel_signal.is_set()
