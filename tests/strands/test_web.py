@@ -16,11 +16,13 @@ pytest.importorskip("uvicorn", reason="needs cancelstream[serve]")
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Route
+from strands import tool
 from strands_support import AGAIN, LIMIT, STUCK, agent_for, check_free, record_of
 from web_support import AppServer, Client
 
 from cancelstream.starlette import CancellableEventResponse
 from cancelstream.strands import CancellableAgentStream, stream_async
+from cancelstream.testing import Answer, Text, ToolCall
 from cancelstream.testing._plugin import StartServer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -54,6 +56,28 @@ async def test_a_client_that_leaves(scripted_server: StartServer):
     assert agent.messages[-1]["content"] == [{"text": "one two"}]
     assert record_of(agent.messages[-1])["reason"] == "client_disconnect"
     await check_free(agent)
+
+
+async def test_text_that_is_taken_back(scripted_server: StartServer):
+    """The client is told what is left of the text, in the place where it was taken back."""
+
+    @tool
+    def clock() -> str:
+        """Tell the time."""
+        return "noon"
+
+    model = scripted_server(Answer(Text("Let me", " look."), ToolCall("clock", "{}")), Answer(Text("Noon.")))
+    agent = agent_for(model, tools=[clock])
+
+    async def chat(request: Request) -> CancellableEventResponse:
+        return CancellableEventResponse(lambda: stream_async(agent, "when?", final_turn_only="retract"), ping=None)
+
+    with AppServer(Starlette(routes=[Route("/", chat, methods=["POST"])])) as server:
+        async with Client.post(server.port, "/") as client:
+            events = await client.events()
+    told = [{"delta": "Let me"}, {"delta": " look."}, {"text": ""}, {"delta": "Noon."}]
+    assert [data for name, data in events if name == "message"] == told
+    assert events[-1][1]["state"] == "complete"
 
 
 def test_the_example(capsys: pytest.CaptureFixture[str]):

@@ -12,11 +12,15 @@ from ._options import RunOptions as RunOptions
 from ._options import accept_options as accept_options
 from ._result import CancellableRun as CancellableRun
 from ._result import run_stream as run_stream
+from ._text import RunningText as RunningText
+from ._text import TextSoFar as TextSoFar
 
 __all__ = (
     "CancellableRun",
     "CancellableRunEvents",
     "RunOptions",
+    "RunningText",
+    "TextSoFar",
     "accept_options",
     "run_stream",
     "run_stream_events",

@@ -44,7 +44,7 @@ from ._dropped import Entered
 from ._handle import RunHandle, outcome_of
 from ._moments import STOPS, Action
 from ._options import RunOptions, accept_options
-from ._text import RunningText, texts_of
+from ._text import RunningText, TextSoFar, pieces_of, texts_of
 
 __all__ = ("CancellableRunEvents", "run_stream_events")
 
@@ -324,6 +324,10 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
             ValueError: If pieces are asked for together with `'retract'`.
         """
         return texts_of(_Reading(self), RunningText(), delta=delta, final_turn_only=self._final_turn_only)
+
+    def _pieces(self) -> AsyncIterator[str | TextSoFar]:
+        """As `stream_text(delta=True)`, for a reader that can take text back."""
+        return pieces_of(_Reading(self), RunningText())
 
     def _lose_pull(self, error: asyncio.CancelledError) -> None:
         super()._lose_pull(error)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pydantic_ai.messages import NativeToolCallPart, PartDeltaEvent, PartStartEvent, TextPart, TextPartDelta
 
 from .._final_turn import FinalTurnOnly, TextRetracted
 
-__all__ = ("RunningText", "texts_of")
+__all__ = ("RunningText", "TextSoFar", "pieces_of", "texts_of")
 
 
 class Running(Protocol):
@@ -20,6 +21,23 @@ class Running(Protocol):
     def feed(self, event: Any) -> str | None:
         """Take the next event and return what it added to the text; `None` if it took text back."""
         ...
+
+
+@dataclass(frozen=True)
+class TextSoFar:
+    """The whole text of a run when some of it was taken back: what is shown now, in place of all pieces before."""
+
+    text: str
+
+
+async def pieces_of(events: AsyncIterable[Any], running: Running) -> AsyncIterator[str | TextSoFar]:
+    """The text of a run in pieces as its events bring it, and what is left of it wherever some was taken back."""
+    async for event in events:
+        piece = running.feed(event)
+        if piece is None:
+            yield TextSoFar(running.text)
+        elif piece:
+            yield piece
 
 
 def texts_of(

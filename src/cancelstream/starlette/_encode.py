@@ -12,7 +12,8 @@
     event: end
     data: {"state": "interrupted", "reason": "user", "usage": {…}, "provenance": "estimated", "characters": 5}
 
-A structured output is sent as it grows, each time the whole of it so far: `data: {"output": {…}}`.
+A structured output is sent as it grows, each time the whole of it so far: `data: {"output": {…}}`. Where a run takes
+text back (`final_turn_only='retract'`), what is left is sent in place of all before: `data: {"text": ""}`.
 
 Everything is JSON, so no line break in a text can break an event. No text of an exception is ever sent: a provider's
 error may hold what is not the client's business. Items are encoded where they are read, so that one that cannot be
@@ -30,7 +31,7 @@ from typing import Any, Final, cast
 from pydantic_core import to_jsonable_python
 
 from .._response import text_of
-from .._run import CancellableRun
+from .._run import CancellableRun, TextSoFar
 from ._outbox import Outbox, StreamEnd
 from ._structured import Output, is_structured, outputs_of
 
@@ -69,6 +70,9 @@ class EventEncoder:
         if isinstance(result, CancellableRun):
             # Not grouped: what waits for a slow client is sent together anyway.
             return result.stream_text(delta=True, debounce_by=None)  # pyright: ignore[reportUnknownMemberType]
+        if hasattr(result, "_pieces"):  # a run that may take text back, of either framework
+            pieces: AsyncIterator[Any] = result._pieces()
+            return pieces
         items: AsyncIterator[Any] = result.stream_text(delta=True) if hasattr(result, "stream_text") else aiter(result)
         return items
 
@@ -87,13 +91,16 @@ class EventEncoder:
     def item(self, item: Any) -> str:
         """One item: a piece of text, or a pydantic-ai event, of which the answer's text is sent.
 
-        Partial outputs go through `output()`.
+        Partial outputs go through `output()`. Text that was taken back is an item, too: `{"text": ...}` is all of the
+        text that is left.
 
         Raises:
             TypeError: It is none of these.
         """
         if isinstance(item, Output):
             return self.output(item.value)
+        if isinstance(item, TextSoFar):
+            return self.event({"text": item.text})
         if not isinstance(item, str) and not hasattr(item, "event_kind"):
             raise _NoTextError(
                 f"this stream gives items of type {type(item).__name__}, which are no text: pass encode= with an "

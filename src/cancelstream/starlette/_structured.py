@@ -29,8 +29,7 @@ from pydantic_ai import (
 from pydantic_ai.messages import TextPart, TextPartDelta, ToolCallPart, ToolCallPartDelta
 from pydantic_core import from_json
 
-from .._response import text_of
-from .._run import CancellableRun, CancellableRunEvents
+from .._run import CancellableRun, CancellableRunEvents, RunningText, TextSoFar
 
 __all__ = ("Output", "is_structured", "outputs_of")
 
@@ -52,7 +51,7 @@ def is_structured(result: object) -> bool:
     return not all(kind is str or isinstance(kind, TextOutput) for kind in _kinds(result._output_type))
 
 
-def outputs_of(run: CancellableRun[Any] | CancellableRunEvents[Any]) -> AsyncIterator[Output | str]:
+def outputs_of(run: CancellableRun[Any] | CancellableRunEvents[Any]) -> AsyncIterator[Output | str | TextSoFar]:
     """The partial outputs of a structured run, and pieces of the text that it says besides."""
     if isinstance(run, CancellableRun):
         return _validated(run)
@@ -73,8 +72,10 @@ async def _validated(run: CancellableRun[Any]) -> AsyncIterator[Output]:
         yield Output(output)
 
 
-async def _of_events(events: CancellableRunEvents[Any], *, text_is_json: bool) -> AsyncIterator[Output | str]:
-    partial = _Partial(events, text_is_json=text_is_json)
+async def _of_events(
+    events: CancellableRunEvents[Any], *, text_is_json: bool
+) -> AsyncIterator[Output | str | TextSoFar]:
+    partial, running = _Partial(events, text_is_json=text_is_json), RunningText()
     async with aclosing(_with_ticks(events, partial.due)) as ticking:
         async for event in ticking:
             if event is None:
@@ -86,8 +87,8 @@ async def _of_events(events: CancellableRunEvents[Any], *, text_is_json: bool) -
                     yield Output(whole)
                 return
             else:
-                if not text_is_json and (text := text_of(event)):
-                    yield text
+                if not text_is_json and (text := running.feed(event)) != "":
+                    yield TextSoFar(running.text) if text is None else text
                 partial.feed(event)
     for output in partial.take():  # it was cut
         yield output

@@ -21,7 +21,7 @@ from strands.multiagent.base import MultiAgentBase
 from .._closing import Closing
 from .._errors import named
 from .._final_turn import FinalTurnFilter, FinalTurnOnly, TextRetracted
-from .._run._text import texts_of
+from .._run._text import TextSoFar, pieces_of, texts_of
 from .._state import Event, State
 from .._usage import StreamUsage
 from ._run import AgentRun
@@ -120,6 +120,10 @@ class CancellableAgentStream:
             ValueError: If pieces are asked for together with `'retract'`.
         """
         return texts_of(self, RunningText(), delta=delta, final_turn_only=self._final_turn_only)
+
+    def _pieces(self) -> AsyncIterator[str | TextSoFar]:
+        """As `stream_text(delta=True)`, for a reader that can take text back."""
+        return pieces_of(self, RunningText())
 
     # --- stopping ---------------------------------------------------------------------------------------------
 
