@@ -165,3 +165,11 @@ def test_links_lead_somewhere():
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_texts_name_who_acts():
+    """No text in the package has "whoever" or "nobody" for a subject, and no docstring begins with "What ..."."""
+    for path in (path for path in (SRC / "cancelstream").rglob("*") if path.suffix in {".py", ".pyi", ".js", ".html"}):
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+            hidden = re.search(r"whoever|nobody", line, re.IGNORECASE) or re.search(r'"""What ', line)
+            assert not hidden, f"{path.name}:{number}: {line.strip()}"

@@ -84,7 +84,7 @@ class IncompleteOutputError(CancelStreamError):
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(
-            f"the run was cut before it had an output (reason {reason!r}). What arrived is in `response` and "
+            f"the run was cut before it had an output (reason {reason!r}). The part that arrived is in `response` and "
             "`all_messages()`; `salvage(all_messages())` makes it usable as history."
         )
 

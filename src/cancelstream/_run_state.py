@@ -45,8 +45,8 @@ class Watcher(Protocol):
         ...
 
 
-def _nobody() -> None:
-    """A run without a handle of ours."""
+def _no_handle() -> None:
+    """A run without a handle of cancelstream."""
 
 
 _PAST: Final = object()
@@ -55,7 +55,7 @@ _PAST: Final = object()
 
 @dataclass(frozen=True)
 class PastContext:
-    """What is asked of a run's context when the run is over. The context itself knows all that took part in the run."""
+    """The parts of a run's context that outlive the run. The context itself holds all that took part in the run."""
 
     run_id: str | None
     conversation_id: str | None
@@ -104,7 +104,7 @@ class RunState:
         self._last_results: list[ModelRequestPart] = []
         self.tasks: set[asyncio.Task[Any]] = set()
         """The tasks in which pydantic-ai calls hooks; they end with the run."""
-        self._watcher: Callable[[], Watcher | None] = _nobody
+        self._watcher: Callable[[], Watcher | None] = _no_handle
         self._turn_at = 0
         """Where the usages begin of the turn that is going on: an answer may come in several parts."""
         self._asked_at = 0
@@ -229,7 +229,7 @@ class RunState:
     def with_ending(self, messages: Sequence[ModelMessage], reason: str | None, *, new: int) -> list[ModelMessage]:
         """The messages of a run that was cut or failed, as they can be gone on with: the last one `is_incomplete`.
 
-        1. What the last stream had received is the last response, also where pydantic-ai has recorded less of it.
+        1. The part that the last stream received is the last response, also where pydantic-ai has recorded less of it.
         2. A whole response whose tool calls have no results gets a request with the results that came, marked as cut.
         3. If the run was cut, and did not fail: a whole response without tool calls was cut in the work behind it, so
            it is marked itself.

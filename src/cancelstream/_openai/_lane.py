@@ -78,7 +78,7 @@ class FastLane(_Lane):
     _kind = openai.AsyncStream
 
     def reads(self) -> AsyncIterator[bytes]:
-        """What is read from the connection, decoded as httpx does."""
+        """The bytes read from the connection, decoded as httpx does."""
         response = self._stream.response
         reads: AsyncIterator[bytes] = response.aiter_bytes() if self._encoded else response.aiter_raw()
         self._reads = reads
@@ -91,7 +91,7 @@ class BlockingLane(_Lane):
     _kind = openai.Stream
 
     def reads(self) -> Iterator[bytes]:
-        """What is read from the connection, decoded as httpx does."""
+        """The bytes read from the connection, decoded as httpx does."""
         response = self._stream.response
         reads: Iterator[bytes] = response.iter_bytes() if self._encoded else response.iter_raw()
         self._reads = reads

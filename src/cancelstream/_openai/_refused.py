@@ -37,19 +37,19 @@ _adopted: WeakSet[Any] = WeakSet()
 
 
 def adopt(stream: Any) -> None:
-    """Note that a stream has a wrapper of ours, which closes it."""
+    """Note that a stream has a wrapper of cancelstream, which closes it."""
     _adopted.add(stream)
 
 
 def is_adopted(stream: Any) -> bool:
-    """Whether a stream has a wrapper of ours."""
+    """Whether a stream has a wrapper of cancelstream."""
     return stream in _adopted
 
 
 def discard(refused: Any) -> Closing:
     """Begin to close what is refused; never raises an `Exception`.
 
-    Left alone are a stream that has a wrapper of ours, and what is neither a stream nor around one, such as a client.
+    Left alone: a stream that has a wrapper of cancelstream; an object that is no stream and around none (a client).
 
     Args:
         refused: Anything.
@@ -91,7 +91,7 @@ def _has_loop() -> bool:
 
 
 class _Refused:
-    """What was refused, as something to close."""
+    """Return the refused object as something to close."""
 
     def __init__(self, given: Any, stream: Any, response: Any) -> None:
         self.response = response
@@ -149,7 +149,7 @@ def _stream_inside(wrapper: object) -> Any:
 
 
 def _referents(holder: object) -> list[object]:
-    """What an object refers to, without what every object of its kind does."""
+    """The references of an object, without those that every object of its kind has."""
     if isinstance(holder, FunctionType):
         return [*(holder.__closure__ or ())]
     if isinstance(holder, type | ModuleType | openai.OpenAI | openai.AsyncOpenAI | asyncio.AbstractEventLoop):

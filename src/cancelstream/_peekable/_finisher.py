@@ -12,8 +12,8 @@ Whatever a step raises, the next one is taken. After `DEADLINE` seconds the tran
 going on is let go; a step that is still to come gets as far as its first wait.
 
 Known limits. A synchronous `close()` runs on the loop, and blocks it for as long as it takes. Draining runs the
-source further, so it is done only where closing its response has cut it off from anything new. What lies in a
-transport or in the kernel, unread, is lost by closing.
+source further, so it is done only where closing its response has cut it off from anything new. Closing loses
+bytes that lie unread in a transport or in the kernel.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a `CancellableStreamedResponse` reads from: a pydantic-ai stream, opened by the first pull.
+"""The feed that a `CancellableStreamedResponse` reads from: a pydantic-ai stream, opened by the first pull.
 
-A feed is what the response's `PeekableAsyncStream` iterates and closes. It knows neither of the two, so nothing that a
-stream holds holds the stream, and a stream that nobody has a name for is gone at once.
+A feed is what the response's `PeekableAsyncStream` iterates and closes. It knows neither of the two, so no cycle
+keeps a stream, and a stream without a reference is freed at once.
 
 Known limit. The HTTP response, which an HTTP/2 reset needs, is known of the streams for OpenAI and Anthropic only.
 """

@@ -1,12 +1,12 @@
-"""What a response of the raw route reads from: openai's own stream, created by the first pull, on the fast lane.
+"""The feed of a raw-route response: openai's own stream, created by the first pull, on the fast lane.
 
-What is pulled is what one read of the connection holds (`FastLane`), or, where that does not know the stream, the
-SDK's chunks. Whatever is handed out goes through the stream's `Transcript`, which makes events, text and the message.
+A pull gives the events of one read of the connection (`FastLane`), or, where that does not know the stream, the SDK's
+chunks. Every item that is handed out goes through the stream's `Transcript`, which makes events, text and the message.
 
 A background response of the Responses API runs on without its stream. When it is cancelled it is also cancelled on
 the server, in a task of its own.
 
-Known limits. Until the first event has told a background response's id nobody can cancel it on the server.
+Known limits. Until the first event has told a background response's id, the job cannot be cancelled on the server.
 """
 
 from __future__ import annotations

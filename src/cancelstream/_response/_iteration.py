@@ -32,7 +32,7 @@ class Pulled:
         return self
 
     async def pull(self) -> Any:
-        """What the response's source has next; whatever comes instead, the response knows of it."""
+        """Return the next item of the response's source; tell the response of an end or an error instead."""
         response = self._response
         try:
             return await response._pull.__anext__()

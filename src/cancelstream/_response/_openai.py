@@ -107,7 +107,7 @@ class OpenAIResponse(CancellableStreamedResponse):
         self._pull.require_own_loop()  # what was read and not handed out is taken without a pull
         feed, stream, pull = self._feed, self._pull, self._pull._pull
         while True:
-            # What `reading.next()` does, written out: this is what happens for every token.
+            # `reading.next()`, written out: this runs for every token.
             events = feed.events
             transcript: Any = feed.transcript  # there is one if there are events
             while events.at < len(events.block) and not pull.stopping:
@@ -193,7 +193,7 @@ class OpenAIResponse(CancellableStreamedResponse):
         return self.usage
 
     def _message_usage(self, *, cut: bool) -> ResponseUsage:
-        # Nobody's limits are held to it: it is as rich as `usage`, and each message has its own while it grows.
+        # No usage limit is checked against it: it is as rich as `usage`, and each message has its own while it grows.
         return copy(self.usage) if self._life.state is State.LIVE else self.usage
 
     def _settle(self) -> None:
@@ -210,7 +210,7 @@ class OpenAIResponse(CancellableStreamedResponse):
         self._record.update(self._meter.usage.record())
 
     def get(self) -> Any:
-        """What arrived so far as a `ModelResponse`: `state='interrupted'`, with the reason, once it was cut."""
+        """The answer so far as a `ModelResponse`: `state='interrupted'`, with the reason, once it was cut."""
         if (transcript := self._feed.transcript) is not None:
             if self.is_whole:
                 transcript.finish()
@@ -232,7 +232,7 @@ class _Chunks(Pulled):
     _response: OpenAIResponse
 
     def _require_own_loop(self) -> None:
-        """What was read already is handed out without a pull, which would look."""
+        """Check the loop here: an item that was read already is handed out without a pull, which would check."""
         stream = self._response._pull
         if not stream.is_in_own_thread():
             stream.require_own_loop()
@@ -290,12 +290,12 @@ def open_stream(create: Callable[..., Any], /, **kwargs: Any) -> CancellableStre
     """A response that can be cancelled from now on; the request is sent when something is first read from it.
 
     Use it as `async with open_stream(client.chat.completions.create, model=..., messages=...) as response:`. The same
-    goes for `client.responses.create` and `client.responses.retrieve`. What `create` raises is raised by the first
-    read.
+    goes for `client.responses.create` and `client.responses.retrieve`. The first read raises
+    the errors of `create`.
 
     Args:
         create: An asynchronous openai client's method that returns a stream; a `functools.partial` of one, or a
-            function that calls one, does as well. What it sends is what is counted.
+            function that calls one, does as well. The request that it sends is counted.
         kwargs: Its arguments; `stream=True` is added.
 
     Raises:

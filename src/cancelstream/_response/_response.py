@@ -2,12 +2,12 @@
 
 Mechanism. Its events are pulled through a `PeekableAsyncStream`, which interrupts a pending pull and closes the
 stream inside. `cancel()` does three things, in this order. It claims the end of the stream's life (`_state.py`), so
-that nothing is handed out any more. What had been received by then stays as it is, the chunk in flight included, as
+that nothing is handed out any more. All that had been received by then, the chunk in flight included, stays in
 the response's text and usage. And the close is forwarded, down to openai's `AsyncStream.close()`.
 
 The stream inside may not be open yet: `CancellableModel` opens its request on the first pull, so that a request that
-is still waiting for its headers has a `cancel()`, a state and a usage like any other. The request's context is left
-by whoever leaves ours, in their task, as pydantic-ai does it.
+is still waiting for its headers has a `cancel()`, a state and a usage like any other. The task that leaves the
+response's context leaves the request's context too, as in pydantic-ai.
 
 An answer is whole when its provider has said how it ended and all of it was handed out. From then on a `cancel()`,
 and leaving the context, close the stream and change nothing else (`is_all_said()`).
@@ -48,7 +48,7 @@ __all__ = ("CancellableStreamedResponse",)
 
 
 class _OnFeed:
-    """An attribute that pydantic-ai keeps on a stream, and the feed of ours."""
+    """An attribute that pydantic-ai keeps on a stream, and the response's feed."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -86,7 +86,7 @@ class CancellableStreamedResponse(StreamedResponse):
     Iterates the events of the stream it wraps, unchanged. Once it is cancelled the iteration just ends.
 
     Args:
-        inner: An open pydantic-ai stream, which whoever opened it still has to leave.
+        inner: An open pydantic-ai stream, whose context the caller still has to leave.
 
     Raises:
         TypeError: If `inner` is no pydantic-ai `StreamedResponse`.
@@ -95,7 +95,7 @@ class CancellableStreamedResponse(StreamedResponse):
     _feed: Any = None
     """Where it reads from (`AgentFeed`), once it has one."""
 
-    # What pydantic-ai keeps on a stream while it runs is kept on the one inside, which is the one that runs.
+    # pydantic-ai sets these attributes on a running stream: on the stream inside, which is the one that runs.
     final_result_event = cast("Any", _Forwarded())
     provider_response_id = cast("Any", _Forwarded())
     provider_details = cast("Any", _Forwarded())
@@ -136,7 +136,7 @@ class CancellableStreamedResponse(StreamedResponse):
             TypeError: `stream` is not one of these: it is a blocking client's, or another library's.
             ValueError: It was read, wrapped or closed before, or its response is no event stream.
 
-        What is refused is closed, unless it has a wrapper already.
+        A refused stream is closed, unless it has a wrapper already.
         """
         from ._openai import OpenAIResponse  # a response itself, so it comes after this one
 
@@ -189,7 +189,7 @@ class CancellableStreamedResponse(StreamedResponse):
         return other_iterator_of(self) or Events(self)
 
     async def _get_event_iterator(self) -> AsyncIterator[ModelResponseStreamEvent]:  # pragma: no cover
-        # Never called: `__aiter__` is ours. The base class asks for it.
+        # Never called: this class has its own `__aiter__`. The base class asks for it.
         async for event in self:
             yield event
 
@@ -252,7 +252,7 @@ class CancellableStreamedResponse(StreamedResponse):
             await self.when_cut()
 
     def _break_off(self) -> None:
-        """A pull was given up for a cancellation that is not ours: what it was to bring is lost, if there was any."""
+        """Note that a foreign cancellation ended a pull: its item is lost, if there was one."""
         if self._is_end_said() and self._life.apply(Event.END):
             return
         if self._in_run:
@@ -273,7 +273,7 @@ class CancellableStreamedResponse(StreamedResponse):
             reason: Why, in at most 200 characters; it is kept as `cancel_reason` and in the message.
 
         Returns:
-            What may be awaited, and need not be: it returns when the connection is closed.
+            An awaitable, which need not be awaited: it returns when the connection is closed.
 
         Raises:
             TypeError: If the reason is not a string.
@@ -298,18 +298,18 @@ class CancellableStreamedResponse(StreamedResponse):
             )
 
     def tell(self) -> None:
-        """Tell the server of a cancelled stream, for whoever keeps its loop from running meanwhile."""
+        """Tell the server of a cancelled stream, for a caller that keeps its loop from running meanwhile."""
         self._pull.tell()
 
     async def close_stream(self) -> None:
-        """What pydantic-ai's own `cancel()` calls: stop this response and wait until it is closed."""
+        """Stop this response and wait until it is closed; pydantic-ai's own `cancel()` calls this."""
         closing = self.cancel()
-        # In a run of ours the consumer waits for this very call, and need not wait for a slow connection too.
+        # In a run of cancelstream the consumer waits for this very call, and need not wait for a slow connection too.
         if self.when_cut is None:
             await closing
 
     async def leave(self, reason: str, error: BaseException | None = None) -> None:
-        """Close whatever is open, within `LEAVE_TIMEOUT`, and settle the usage; for whoever holds the context.
+        """Close whatever is open, within `LEAVE_TIMEOUT`, and settle the usage; for the holder of the context.
 
         Args:
             reason: Why it was left, if it had not ended.
@@ -374,7 +374,7 @@ class CancellableStreamedResponse(StreamedResponse):
         return self._inner is not None and self._inner.state == "suspended"
 
     def cancelled_job(self) -> ModelResponse | None:
-        """What arrived of a stream that was cancelled: with it its model cancels a job on the server, if it is one."""
+        """The message of a stream that was cancelled; its model cancels the job on the server with it, if any."""
         stopped = self._life.state is State.INTERRUPTED and self._inner is not None and not self._pull.is_stranded
         return self.get() if stopped else None
 
@@ -390,7 +390,7 @@ class CancellableStreamedResponse(StreamedResponse):
 
     @property
     def usage(self) -> ResponseUsage:
-        """What arrived so far, in tokens, with bounds; one object, final once the stream has ended.
+        """The tokens that arrived so far, with bounds; one object, final once the stream has ended.
 
         Calling it, `usage()`, returns it too.
         """
@@ -419,7 +419,7 @@ class CancellableStreamedResponse(StreamedResponse):
         return None if inner is None else reported_by(inner)
 
     def _all_reported(self) -> Reported:
-        """What the provider reported, for a response that wraps this one."""
+        """The usage that the provider reported, for a response that wraps this one."""
         _ = self.usage  # brings the meter up to date
         return self._meter.reported
 
@@ -445,7 +445,7 @@ class CancellableStreamedResponse(StreamedResponse):
         self._record.update(self._meter.usage.record())
 
     def get(self) -> ModelResponse:
-        """What arrived so far as a `ModelResponse`: `state='interrupted'`, with the reason, once it was cut."""
+        """The answer so far as a `ModelResponse`: `state='interrupted'`, with the reason, once it was cut."""
         state = self._life.state
         if state is State.FAILED:
             self._settle()
@@ -517,7 +517,7 @@ class CancellableStreamedResponse(StreamedResponse):
         return self._born if self._inner is None else self._inner.timestamp
 
     def get_stream_cancel_errors(self) -> tuple[type[BaseException], ...]:
-        """The errors that closing may raise in the stream inside; ours ends without one."""
+        """The errors that closing may raise in the stream inside; this response ends without one."""
         return super().get_stream_cancel_errors() if self._inner is None else self._inner.get_stream_cancel_errors()
 
 

@@ -30,7 +30,7 @@ _running: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
 
 
 class Entered:
-    """What has to be ended of a run that was entered, and how.
+    """The parts of an entered run that have to be ended, and how.
 
     Args:
         state: The run's.
@@ -50,7 +50,7 @@ class Entered:
         self._unwatch()
 
     def drop(self, made: str) -> None:
-        """Nobody has a name for the run any more: begin to end it, and warn; in any thread."""
+        """Begin to end a run without references, and warn; in any thread."""
         if os.getpid() != self._pid:
             return  # it is the run of the process that this one was forked from
         _stop_stream(self._state)
@@ -67,7 +67,7 @@ class Entered:
         task.add_done_callback(_running.discard)
 
     async def _finish(self) -> None:
-        # Whatever it raises, nobody is left to be told.
+        # Whatever it raises, no caller is left to raise it to.
         with suppress(Exception):
             if self._state.stream is not None:
                 await self._state.stream.cancel("left")
@@ -92,7 +92,7 @@ def _tell(state: ref[RunState], pid: int) -> None:
 
 
 class _Timed:
-    """What a loop holds until it is closed."""
+    """The object that a loop holds until it is closed."""
 
     def ring(self) -> None:
         """Nothing is to be done."""

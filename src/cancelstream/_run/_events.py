@@ -7,9 +7,9 @@ cut waits there until pydantic-ai's own cancel ends the run. The consumer's loop
 Each turn is announced in the same channel as its events, so the final-turn filter knows exactly where a turn begins,
 and whether it could turn out to be intermediate.
 
-Known limits. A tool written as a plain function runs in a thread that nobody can stop: it is left to finish, and its
-result is dropped. A coroutine that ignores its cancellation keeps the run from ending: the loop waits for it no longer
-than `DEADLINE`, and leaving no longer than `LEAVE_TIMEOUT`.
+Known limits. A tool written as a plain function runs in a thread, which cannot be stopped: it is left to finish, and
+its result is dropped. A coroutine that ignores its cancellation keeps the run from ending: the loop waits for it no
+longer than `DEADLINE`, and leaving no longer than `LEAVE_TIMEOUT`.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
             await self._end_tasks()
         if self._received is not None:
             self._received.close()
-        self._failed = self._error = None  # nobody is left to be told
+        self._failed = self._error = None  # no reader is left to raise it to
         self._closed.set()
         if isinstance(error, asyncio.CancelledError) and RunCancelled.from_cancellation(error) is None:
             while error.__context__ is not None:
@@ -162,7 +162,7 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
         async def drive(handle: ref[CancellableRunEvents[OutputT]]) -> None:
             async with send:
                 result, error = await outcome_of(agent.run(prompt, event_stream_handler=handler, **options))
-                # A run that was dropped is ended, and has nobody to tell.
+                # A run that was dropped is ended, and has no reader to tell.
                 if (run := handle()) is not None:
                     run._note_end(result, error)
 
@@ -391,7 +391,7 @@ def _hand_on(send: MemoryObjectSendStream[Any], method: WeakMethod[Callable[[], 
         if begins:
             await send.send(_TurnBegins(may_continue=True))
         async for event in events:
-            # What the model was asked is known when it answers: the request is opened by the first pull.
+            # The request is known when the model answers: the request is opened by the first pull.
             if begins and not may_continue():
                 await send.send(_TurnBegins(may_continue=False))
             begins = False

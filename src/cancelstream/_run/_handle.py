@@ -1,4 +1,4 @@
-"""What every run has: a life of its own, a `cancel()` that works before it is entered, its messages and its usage.
+"""The handle of every run: a life of its own, a `cancel()` that works before it is entered, its messages and its usage.
 
 `cancel()` claims the end of the run's life, stops the stream that is open, and leaves the rest to the event loop
 that the run was entered on (`_moments.py`), because nothing else of pydantic-ai's may be touched from another thread. A
@@ -50,7 +50,7 @@ CUT: Final = frozenset({State.INTERRUPTED, State.LEFT})
 
 
 class Ended(Protocol):
-    """What pydantic-ai gives at the end of a run, well or not."""
+    """The object that pydantic-ai gives at the end of a run, failed or not."""
 
     def all_messages(self) -> list[ModelMessage]: ...
 
@@ -121,7 +121,7 @@ class RunHandle(ABC):
             reason: Why, in at most 200 characters; it is kept as `cancel_reason` and in the message that was cut.
 
         Returns:
-            What may be awaited, and need not be: it returns when the connection is closed and the usage settled.
+            An awaitable, which need not be awaited: it returns when the connection is closed and the usage settled.
             Awaited inside the run's own tool it returns at once.
 
         Raises:
@@ -159,7 +159,7 @@ class RunHandle(ABC):
 
     @property
     def _output_type(self) -> object:
-        """What its output is, as it was asked for."""
+        """The type of its output, as it was asked for."""
         asked: object = self._kwargs.get("output_type")
         return asked or self._agent.output_type
 
@@ -281,7 +281,7 @@ class RunHandle(ABC):
 
     @abstractmethod
     def _ended(self) -> Ended | None:
-        """What pydantic-ai has given for this run, `None` as long as it has given nothing."""
+        """The object that pydantic-ai gave for this run, `None` until it gives one."""
 
     def _recorded(self) -> tuple[list[ModelMessage], int]:
         """pydantic-ai's messages of the run, and how many of them are older than it."""
@@ -307,7 +307,7 @@ class RunHandle(ABC):
 
     @property
     def response(self) -> ModelResponse:
-        """What arrived of the latest answer: `state='interrupted'`, with the reason, once the run was cut."""
+        """The part of the latest answer that arrived: `state='interrupted'`, with the reason, once the run was cut."""
         messages, older = self._messages()
         if not self._is_cut and (received := self._state.received(messages)) is not None:
             return received  # in flight
@@ -335,7 +335,7 @@ class RunHandle(ABC):
         return ModelMessagesTypeAdapter.dump_json(messages)
 
     def new_messages(self, *, output_tool_return_content: str | None = None) -> list[ModelMessage]:
-        """What this run added to the history; the argument is that of `all_messages()`."""
+        """The messages that this run added to the history; the argument is that of `all_messages()`."""
         refuse_return_content(output_tool_return_content)
         messages, older = self._messages()
         return messages[older:]

@@ -1,4 +1,4 @@
-"""What pydantic-ai's streamed result says about its run, apart from messages and usage; none of it stops anything."""
+"""The members of pydantic-ai's streamed result, apart from messages and usage; none of them stops anything."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RunMembers(ABC, Generic[OutputT]):
 
     @abstractmethod
     def _known(self) -> StreamedRunResult[Any, OutputT] | RunContext[Any] | PastContext | None:
-        """What pydantic-ai has made of the run so far, `None` while there is nothing."""
+        """The object that pydantic-ai has made of the run so far, `None` until there is one."""
 
     @property
     def run_id(self) -> str | None:

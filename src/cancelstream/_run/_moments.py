@@ -1,8 +1,8 @@
 """Where a stop may find a run of an agent, and what it does there: one table.
 
-`cancel()` first claims the end of the run, and the open stream, if there is one, is told within the call. The rest is
-done on the run's loop, and depends on the moment. What is kept is the same everywhere, and made in one place,
-`RunState.with_ending()`: whatever arrived, the results of the tools that ended, and a last message that says that the
+`cancel()` first claims the end of the run, and stops the open stream, if there is one, within the call. The rest is
+done on the run's loop, and depends on the moment. The messages that are kept are the same everywhere, made by
+`RunState.with_ending()`: all that arrived, the results of the tools that ended, and a last message that says that the
 run was cut.
 """
 
@@ -27,7 +27,7 @@ class Moment(Enum):
 
 
 class Action(Enum):
-    """What a stop does on the run's loop."""
+    """The action of a stop on the run's loop."""
 
     NOTHING = "nothing: nothing of it runs"
     CANCEL_TASK = "cancel the task that drives the run, and withdraw that afterwards: pydantic-ai has no handle yet"

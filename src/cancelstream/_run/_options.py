@@ -41,7 +41,7 @@ __all__ = ("RunOptions", "accept_options")
 
 
 class RunOptions(TypedDict, Generic[AgentDepsT], total=False):
-    """What `run_stream`, `run_stream_events` and `sync.run_stream` take by keyword, as pydantic-ai's own methods do.
+    """The keyword options of `run_stream`, `run_stream_events` and `sync.run_stream`, as pydantic-ai's own methods do.
 
     Each is described at pydantic-ai's `Agent.run_stream`. To pass options through a function of yours, annotate it
     with `**options: Unpack[RunOptions[YourDeps]]`.
@@ -89,7 +89,7 @@ def accept_options(agent: AbstractAgent[Any, Any], method: str, options: Mapping
     if not _KNOWN.issuperset(options):
         _refuse_unknown(inspect.signature(getattr(agent, method)).parameters, method, options)
     if agent.name is None and options.get("infer_name", True):
-        # Not our own frame: in a variable of ours it would be a cycle that keeps the run.
+        # Never our own frame: in one of its variables it would be a cycle that keeps the run.
         _name_after_variable(agent, caller(2))
 
 

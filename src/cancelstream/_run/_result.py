@@ -3,7 +3,7 @@
 Two phases, two ways to stop. While the context is being entered, the agent may wait for a slot, for a model, run a
 tool, or be between the two: there its task is cancelled, by pydantic-ai's `ctx.cancel()` as soon as there is one. It is
 used in this phase only: later the task is the consumer's. Once there is a result, the pull that was interrupted waits
-until pydantic-ai's own `result.cancel()` has recorded the response, and then the consumer's loop just ends. What runs
+until pydantic-ai's own `result.cancel()` has recorded the response, and then the consumer's loop just ends. Work
 after the response (tools of an exhaustive agent) is inside the consumer's pull, and is interrupted there.
 
 A block that is left when the answer is whole and handed out ends the run as reading on would: its output is validated,
@@ -11,7 +11,8 @@ and its messages are whole.
 
 Known limits. As in pydantic-ai, the first text is taken for the final answer, and the context has to be left in the
 task that entered it, so an async generator around it must not be closed by another one: `run_stream_events` can be. A
-tool written as a plain function runs in a thread that nobody can stop: it is left to finish, and its result is dropped.
+tool written as a plain function runs in a thread, which cannot be stopped: it is left to finish, and its result is
+dropped.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ class CancellableRun(RunHandle, RunMembers[OutputT], Generic[OutputT]):
     async def _end(self, result: StreamedRunResult[Any, OutputT]) -> None:
         """Do what reading on to the end would do, for a run that is left when its answer is whole.
 
-        If that fails, nobody waits for the output that could not be had: the run was left.
+        An error of that is dropped: the run was left, so no caller waits for the output.
         """
         with suppress(Exception), anyio.move_on_after(LEAVE_TIMEOUT, shield=True):
             await result.get_output()
@@ -324,7 +325,7 @@ class CancellableRun(RunHandle, RunMembers[OutputT], Generic[OutputT]):
 
     @property
     def response(self) -> ModelResponse:
-        """What arrived of the answer: `state='interrupted'`, with the reason, once the run was cut."""
+        """The part of the answer that arrived: `state='interrupted'`, with the reason, once the run was cut."""
         result = self._entered()
         return super().response if result is None or self._is_cut else result.response
 

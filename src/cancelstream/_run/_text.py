@@ -14,7 +14,7 @@ __all__ = ("RunningText", "TextSoFar", "pieces_of", "texts_of")
 
 
 class Running(Protocol):
-    """What joins a run's text, whichever library the events are of."""
+    """Joins a run's text, whichever library the events are of."""
 
     text: str
 

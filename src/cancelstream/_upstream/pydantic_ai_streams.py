@@ -2,8 +2,8 @@
 
 Reading a stream directly. pydantic-ai's model classes read their SDK's stream through a wrapper that enters a cancel
 scope and takes a lock for every chunk, so that closing can interrupt a pull and wait for it. Here both are done
-already, around the whole stream (`_peekable`), at a fraction of the cost: a run of ours takes less time for a chunk
-than pydantic-ai's own.
+already, around the whole stream (`_peekable`), at a fraction of the cost: a run of cancelstream takes less time for a
+chunk than pydantic-ai's own.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def enforce_deadline(inner: StreamedResponse, deadline: Any) -> None:
 
 
 def keep_timing(cls: type[StreamedResponse], *, first_chunk_at: object, deadline: object) -> None:
-    """Have a class of ours keep what pydantic-ai notes on its streams elsewhere.
+    """Have a class of cancelstream keep what pydantic-ai notes on its streams elsewhere.
 
     Where pydantic-ai has renamed `_first_chunk_monotonic` or `_request_deadline`, it notes them on the stream itself:
     a `CancellableModel` then loses the time to the first chunk, and holds the deadline until the stream is open.
@@ -180,7 +180,7 @@ def openai_response(
         fields["_process_provider_details"] = _no_details
     else:
         fields["_model_profile"] = {}
-        # What a chunk reports is the total so far, and never to be added up.
+        # A chunk reports the total so far: never add it up.
         fields["_model_settings"] = {"openai_continuous_usage_stats": True}
     try:
         response: ResponseT = kind(**fields)
@@ -195,7 +195,7 @@ def openai_response(
 
 
 def _no_details(_: object) -> None:
-    """What pydantic-ai's own model may add to a response; there is no model here."""
+    """The additions of pydantic-ai's own model to a response; there is no model here."""
 
 
 def name_model(response: StreamedResponse, model: str) -> None:
@@ -208,7 +208,7 @@ def name_model(response: StreamedResponse, model: str) -> None:
 
 
 def details_of(response: StreamedResponse) -> dict[str, Any]:
-    """What pydantic-ai adds to the details of a message only when its stream has ended: a refusal, and probabilities.
+    """The details that pydantic-ai adds to a message only when its stream has ended: a refusal, and probabilities.
 
     Without `_refusal_text` and `_logprobs` a message that was cut has none of it.
     """

@@ -156,9 +156,9 @@ def record_of_message(message: ModelResponse) -> UsageRecord:
 
 
 def _stored(message: ModelResponse) -> UsageRecord | None:
-    ours = read_record(message.metadata)
-    if ours is None or (ours and "usage" not in ours):
+    stored = read_record(message.metadata)
+    if stored is None or (stored and "usage" not in stored):
         return None
-    record = UsageRecord.from_json(ours.get("usage"))
+    record = UsageRecord.from_json(stored.get("usage"))
     unknown = Count.unknown()
     return record or UsageRecord(unknown, unknown, unknown, unknown)

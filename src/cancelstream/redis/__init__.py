@@ -5,8 +5,8 @@ Needs the extra `cancelstream[redis]`.
 One Redis Stream carries all stops: `stop()` appends to it (`_write.py`: XADD), and every worker follows it
 (`_follow.py`: XREAD BLOCK) on one connection and keeps what is for its own streams. A stream rather than
 publish/subscribe, because a worker that was away reads on from where it was, and one that starts reads the last `ttl`
-seconds: a stop is delivered at least once, early or late, and no second mechanism is needed for the gap. What is
-written is a digest of owner and id, one of the owner, and the reason.
+seconds: a stop is delivered at least once, early or late, and no second mechanism is needed for the gap. An
+entry holds a digest of owner and id, one of the owner, and the reason.
 
 Redis never touches a running stream. Registering does no I/O, a stop of a stream in this process needs no Redis,
 and an error of Redis is seen only by the `stop()` that had to write, which answers `'unavailable'`: it is then not

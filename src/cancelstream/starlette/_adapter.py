@@ -1,8 +1,8 @@
 """pydantic-ai's UI adapters (Vercel AI, AG-UI) as a format, with a stop that their clients understand.
 
 The adapter turns a run's events into its protocol's, and does everything in it: a stop is given to it as pydantic-ai's
-own `RunCancelled`, which makes it close what is open and send the protocol's own end of an aborted run. What the
-protocol has no place for goes where it has room for an application's own: Vercel AI gets the stop id in a transient
+own `RunCancelled`, which makes it close what is open and send the protocol's own end of an aborted run. Data that
+the protocol has no place for goes where it has room for an application's own: Vercel AI gets the stop id in a transient
 part `data-cancelstream`, and state, reason and usage as metadata of the message; AG-UI gets them in the custom events
 `cancelstream.start` and `cancelstream.end`.
 
@@ -155,7 +155,7 @@ class AdapterRun:
 
     def __init__(self, adapter: UIAdapter[Any, Any, Any, Any, Any], kwargs: dict[str, Any]) -> None:
         self._adapter = copy(adapter)
-        self._adapter.agent = self._agent = _Ours(adapter.agent)
+        self._adapter.agent = self._agent = _StoppableAgent(adapter.agent)
         self._kwargs = kwargs
         self._events: AsyncIterator[Any] | None = None
 
@@ -180,7 +180,7 @@ class AdapterRun:
     @property
     def run(self) -> CancellableRunEvents[Any] | None:
         """The run itself, `None` if the adapter refused the request before there was one."""
-        return self._agent.ours
+        return self._agent.run_events
 
     @property
     def cancelled(self) -> bool:
@@ -211,23 +211,23 @@ class AdapterRun:
         return [] if self.run is None else self.run.new_messages()
 
 
-class _Ours(WrapperAgent[Any, Any]):
+class _StoppableAgent(WrapperAgent[Any, Any]):
     """The adapter's agent, whose run is a `CancellableRunEvents`."""
 
-    ours: CancellableRunEvents[Any] | None = None
+    run_events: CancellableRunEvents[Any] | None = None
     _asked: str | None = None
 
     def cancel(self, reason: str) -> None:
-        if self.ours is None:
+        if self.run_events is None:
             self._asked = reason
         else:
-            self.ours.cancel(reason)
+            self.run_events.cancel(reason)
 
     def run_stream_events(self, user_prompt: Any = None, **kwargs: Any) -> Any:
-        self.ours = run_stream_events(self.wrapped, user_prompt, **kwargs)
+        self.run_events = run_stream_events(self.wrapped, user_prompt, **kwargs)
         if self._asked is not None:
-            self.ours.cancel(self._asked)
-        return self.ours
+            self.run_events.cancel(self._asked)
+        return self.run_events
 
 
 def run_adapter(adapter: UIAdapter[Any, Any, Any, Any, Any], **kwargs: Any) -> AdapterRun:

@@ -105,9 +105,9 @@ class _End:
             # Without one, or with SIG_DFL, the process ends at once and there is nothing to drain for.
             if not callable(handler):
                 continue
-            ours = self._before(handler)
-            signal.signal(number, ours)
-            until.callback(_put_back, number, ours, handler)
+            wrapped = self._before(handler)
+            signal.signal(number, wrapped)
+            until.callback(_put_back, number, wrapped, handler)
             stopping = server_stopping(handler)
             if self._watch is None and stopping is not None:
                 self._watch = self._loop.create_task(self._until(stopping), name="cancelstream: watch the server")
@@ -134,6 +134,6 @@ class _End:
             await asyncio.wait([self._watch])
 
 
-def _put_back(number: signal.Signals, ours: Handler, handler: Handler) -> None:
-    if signal.getsignal(number) is ours:
+def _put_back(number: signal.Signals, wrapped: Handler, handler: Handler) -> None:
+    if signal.getsignal(number) is wrapped:
         signal.signal(number, handler)

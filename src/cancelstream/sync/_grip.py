@@ -1,12 +1,13 @@
 """Cutting a socket that another thread reads, and never one that its pool has taken back.
 
 Between the look ("has this response ended?") and the act (`shutdown`) the reader may reach the end, and the connection
-may serve somebody else's request by then. So both sides take one lock: whoever cuts holds it while it looks and acts,
-and the reader takes it before it lets go of the connection, which it does in one place, `response.close()`.
+may serve another request by then. So both sides take one lock: `cut()` holds it while it looks and acts, and the reader
+takes it before it lets go of the connection, which it does in one place, `response.close()`.
 
-Whoever cuts only tries the lock, and gives up if it is taken: then the response is being closed, or cut, already. So a
-signal handler, which runs in the middle of its own thread, never waits for itself. The reader, who wants to know what
-came of it, waits.
+`cut()` only tries the lock, and gives up if it is taken: then the response is being closed, or cut, already. So a
+signal handler, which runs in the middle of its own thread, never waits for itself. The reader, which needs the result
+of the
+cut, waits (`wait=True`).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Grip:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._free = response.is_closed
-        # Everything that ends a response ends here: its last byte, an error, the SDK, whoever closes it by hand.
+        # Every end of a response passes here: its last byte, an error, the SDK, a call of `close()`.
         response.close = self._close
 
     @property

@@ -37,7 +37,7 @@ EXIT_TIMEOUT: Final = 5.0
 
 
 class Mailbox(Protocol[T]):
-    """What a loop has for a thread that waits."""
+    """The place where a loop puts items for a thread that waits."""
 
     def put(self, item: T) -> None:
         """Add an item, and wake the thread that waits; on the loop."""
@@ -65,7 +65,7 @@ class Place(Protocol):
 
 
 class Reply(Generic[T]):
-    """What a coroutine or a function on the loop returned or raised."""
+    """The result or the error of a coroutine or a function on the loop."""
 
     def __init__(self, place: Place) -> None:
         self._mailbox: Mailbox[tuple[Any, BaseException | None]] = place.mailbox()
@@ -254,7 +254,7 @@ class _QueuedMailbox(Generic[T]):
 
 
 class _Process:
-    """What there is once in a process; made anew in a child that was forked."""
+    """The state that exists once in a process; made anew in a child that was forked."""
 
     def __init__(self) -> None:
         self.driving = threading.RLock()

@@ -190,7 +190,7 @@ class BlockingRun(Generic[OutputT]):
 
     @property
     def response(self) -> ModelResponse:
-        """What arrived of the answer: `state='interrupted'`, with the reason, once the run was cut."""
+        """The part of the answer that arrived: `state='interrupted'`, with the reason, once the run was cut."""
         return self._look(lambda run: run.response)
 
     def all_messages(self, *, output_tool_return_content: str | None = None) -> list[ModelMessage]:
@@ -209,7 +209,7 @@ class BlockingRun(Generic[OutputT]):
         return self._look(lambda run: run.all_messages_json(output_tool_return_content=output_tool_return_content))
 
     def new_messages(self, *, output_tool_return_content: str | None = None) -> list[ModelMessage]:
-        """What this run added to the history; the argument is that of `all_messages()`."""
+        """The messages that this run added to the history; the argument is that of `all_messages()`."""
         return self._look(lambda run: run.new_messages(output_tool_return_content=output_tool_return_content))
 
     def new_messages_json(self, *, output_tool_return_content: str | None = None) -> bytes:

@@ -28,7 +28,7 @@ OutputT = TypeVar("OutputT")
 ExitInfo = tuple[type[BaseException] | None, BaseException | None, TracebackType | None]
 
 END: Final[Any] = object()
-"""What a stream gives once there is nothing more."""
+"""The item that a stream gives after its last one."""
 
 LEAVE_TIMEOUT: Final = 10.0
 """Seconds that leaving waits for a pull that was stopped: anyio's guide names this for cleaning up under a shield."""

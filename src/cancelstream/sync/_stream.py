@@ -1,14 +1,14 @@
 """`CancellableStream`: one stream of a blocking openai client that any thread, or a signal handler, can stop.
 
 Mechanism. `cancel()` claims the end of the stream's life (`_state.py`) and shuts the socket (`_grip.py`), which ends a
-read that waits on it. All the rest is the reader's: in its next pull, or the one that was ended, it counts what had
+read that waits on it. The reader does the rest: in its next pull, or the one that was ended, it counts what had
 arrived and was not handed out, closes the response, and lets the loop end. Reading a socket that was shut never waits,
-so what had arrived is really counted. What is handed out goes through the stream's `Transcript`, as in the
+so all that had arrived is counted. Every chunk handed out goes through the stream's `Transcript`, as in the
 asynchronous class, so events, chunks and text are three readings of one stream, all of them on the fast lane. And as
 there, a stop changes nothing once the provider has said how the answer ended and all of it was handed out.
 
-Two locks. `_turn` is held by whoever reads or closes; `close()` only tries it, and leaves the closing to a reader that
-has it. `_account` is held for the moment in which a chunk is taken into the message, so that `get()` may be called from
+Two locks. The thread that reads or closes holds `_turn`; `close()` only tries it, and leaves the closing to a reader
+that has it. The reader holds `_account` while it takes a chunk into the message, so that `get()` may be called from
 any thread. `cancel()` takes neither.
 
 Known limits. HTTP/2 shares its socket with other requests, and a transport that is not httpx's own shows none: there
@@ -74,7 +74,7 @@ class CancellableStream(Generic[ChunkT]):
         TypeError: `stream` is not one of these: it is an asynchronous client's, or another library's.
         ValueError: It was read, wrapped or closed before, or its response is no event stream.
 
-    What is refused is closed, unless it has a wrapper already.
+    A refused stream is closed, unless it has a wrapper already.
     """
 
     _is_over = True  # nothing to close until we are sure of the stream
@@ -110,7 +110,7 @@ class CancellableStream(Generic[ChunkT]):
             iter(stream) if self._lane is None else _in_lane(self._lane, stream, self._life, self._account)
         )
         self._events = EventDecoder() if self._lane is None else self._lane.events
-        """What was read on the fast lane."""
+        """The events that were read on the fast lane."""
         self._turn = threading.Lock()
         self._rest: deque[ModelResponseStreamEvent] = deque()
         """The events that follow from the end of the stream."""
@@ -219,7 +219,7 @@ class CancellableStream(Generic[ChunkT]):
             return self._read() if self._life.state is State.LIVE else _END
         finally:
             self._turn.release()
-            # Marked while it was read: whoever did that found our turn taken, and left the closing to us.
+            # Stopped during the read: the stopping thread found `_turn` taken, and left the closing to this one.
             if self._life.state is not State.LIVE:
                 self._finish_unless_read()
 
@@ -234,7 +234,7 @@ class CancellableStream(Generic[ChunkT]):
                 raise
             return _END  # what our cutting made of it
         except BaseException:
-            # What was being read is lost with it, so whatever follows is no natural end.
+            # The chunk being read is lost with it, so whatever follows is no natural end.
             self._stop(Event.LEAVE, "left")
             raise
         if self._life.state is State.LIVE:
@@ -312,7 +312,7 @@ class CancellableStream(Generic[ChunkT]):
                 stacklevel=2,
                 source=self,
             )
-        self._leave()  # whoever only drops it does not wait for a background job
+        self._leave()  # a dropped stream does not wait for a background job
 
     def _finish_unless_read(self) -> None:
         if not self._turn.acquire(blocking=False):
@@ -324,7 +324,7 @@ class CancellableStream(Generic[ChunkT]):
             self._turn.release()
 
     def _finish(self) -> None:
-        """Count what had arrived, close, and settle; once, in whoever has the turn."""
+        """Count what had arrived, close, and settle; once, in the thread that holds `_turn`."""
         self._is_over = True
         state = self._life.state
         if not self._is_read_out and state is not State.FAILED:
@@ -351,7 +351,7 @@ class CancellableStream(Generic[ChunkT]):
     def _count_late(self, *, whole: bool) -> None:
         """Count what had arrived and was not handed out; of an answer that is `whole` nothing can be missing."""
         if not self._grip.was_cut:
-            self._grip.cut(wait=True)  # whoever cancelled may be in the middle of it
+            self._grip.cut(wait=True)  # the cancelling thread may be in the middle of it
         with self._account:
             late, lost = [*self._events.rest()], False
             if self._grip.is_forked:
@@ -393,7 +393,7 @@ class CancellableStream(Generic[ChunkT]):
 
     @property
     def usage(self) -> ResponseUsage:
-        """What arrived so far, in tokens, with bounds; one object, final once the stream has ended.
+        """The tokens that arrived so far, with bounds; one object, final once the stream has ended.
 
         Calling it, `usage()`, returns it too.
         """
@@ -412,7 +412,7 @@ class CancellableStream(Generic[ChunkT]):
         )
 
     def get(self) -> ModelResponse:
-        """What arrived so far as a `ModelResponse`: `state='interrupted'`, with the reason, once it was cut."""
+        """The answer so far as a `ModelResponse`: `state='interrupted'`, with the reason, once it was cut."""
         usage = self.usage
         state = self._life.state
         with self._account:

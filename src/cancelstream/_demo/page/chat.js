@@ -156,7 +156,7 @@ async function tellServer(mine) {
 }
 
 // A page that is left may be kept frozen, with its connections open, in case the user comes back: the server would
-// see nothing, and the model would go on for nobody.
+// see nothing, and the model would go on without a reader.
 addEventListener("pagehide", () => answer?.controller.abort());
 
 // --- the user ------------------------------------------------------------------------------------------------------
