@@ -7,7 +7,8 @@ is made anew for every run (`for_run`), so one agent serves many runs at once.
 
 A run and the capability share a `RunState` (`_run_state.py`).
 
-Known limits. `asyncio.timeout()` around a run cancels its task like anyone else, so its reason is `'task_cancelled'`;
+Known limits. `asyncio.timeout()` around a run cancels its task like a plain `task.cancel()`, so its reason is
+`'task_cancelled'`;
 pydantic-ai's own `timeout=` is told apart by the run's deadline. Under durable execution the model is called in
 another process, where cancelstream provides the usage only.
 """
@@ -138,7 +139,7 @@ class CancellableModel(WrapperModel):
 
 @dataclass(frozen=True)
 class _Asked:
-    """Whom a request goes to, as far as that is known before somebody answers."""
+    """The model and provider of a request, as far as they are known before the answer."""
 
     name: str | None
     provider: str | None

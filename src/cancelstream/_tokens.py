@@ -10,7 +10,7 @@ is done, and where nothing can be loaded, `approximate()` stands in.
 
 Known limits: both packages hold the interpreter while they build a vocabulary, 15 to 70 ms for splintr and a few
 hundred for tiktoken, once per process and vocabulary. That is why loading starts when a model is wrapped or, at the
-latest, when a request goes out, and not when somebody asks for a number.
+latest, when a request goes out, and not when a number is read.
 """
 
 from __future__ import annotations

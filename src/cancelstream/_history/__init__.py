@@ -5,7 +5,7 @@ pydantic-ai marks a message that was cut with its `state`: a `ModelResponse` is 
 Nothing refuses such a message later: the text goes back to the model as an ordinary answer, and without a prompt
 it even becomes the final output. `check_history` refuses it, `salvage` makes it usable.
 
-A salvaged message keeps its state, for no reader should take it for whole. The mark that makes it usable is the record
+A salvaged message keeps its state, so that no reader takes it for whole. The mark that makes it usable is the record
 of what was done, in ``metadata['cancelstream']['salvage']``.
 
 Known limits. The state is all there is to go by: an answer whose state was lost on its way through another format

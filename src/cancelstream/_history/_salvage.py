@@ -205,7 +205,7 @@ def _unanswered(response: ModelResponse, requests: Sequence[ModelRequest]) -> li
 
 
 def _without_results(requests: Sequence[ModelRequest], calls: Sequence[ToolCallPart]) -> list[ModelRequest]:
-    """Return the requests without what answered these calls with nothing, and without any that is left empty."""
+    """Drop the placeholder results of these calls, and the requests that become empty."""
     gone = {call.tool_call_id for call in calls}
     kept: list[ModelRequest] = []
     for request in requests:

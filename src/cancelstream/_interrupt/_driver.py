@@ -15,7 +15,7 @@ breaks what is shielded: httpcore loses a place in the pool, TLS marks a connect
 Rule 2: we interrupt once. Cleanup code that runs afterwards is never interrupted again, nor is the cleanup that a
 cancellation of the consumer's started. `_table.py` holds the stages.
 
-Rule 3: whose a `CancelledError` is, is decided in `_attribution.py`. When both are there, the consumer's wins.
+Rule 3: `_attribution.py` decides whether a `CancelledError` is the consumer's. If there are both, the consumer's wins.
 
 Known limits: a source that spins on bare yields is given a deferred cancellation after `SPINS` of them. A source that
 swallows the interruption and goes on is not interrupted again: its owner calls `abandon()` at the deadline.

@@ -87,7 +87,7 @@ def _comparing(literals: Sequence[bytes], places: Sequence[Accepts | None]) -> K
     lead = literals[0]
     start = len(lead)
     ends = [*literals[1:-1], literals[-1] + b"\n\n"]
-    # Nothing that a place accepts holds what the literal after it begins with: that is where it ends.
+    # A place accepts no first byte of the literal after it, so that byte ends the place.
     following = [(accepts, then[:1], then, len(then)) for accepts, then in zip(places, ends, strict=True)]
 
     def text_of(events: EventDecoder) -> str | None:

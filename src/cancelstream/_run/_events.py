@@ -217,7 +217,7 @@ class CancellableRunEvents(RunHandle, Generic[OutputT]):
         return bool(response.text) and not response.tool_calls
 
     async def _when_cut(self) -> None:
-        """In the pull that found its stream cut: stay until the run is ended, which would take it for whole."""
+        """Block the pull that found its stream cut until the run ends; else pydantic-ai takes the answer for whole."""
         if self._is_cut:
             await asyncio.Event().wait()
 

@@ -210,7 +210,7 @@ class RunHandle(ABC):
 
     @abstractmethod
     async def _when_cut(self) -> None:
-        """In the pull that found its stream cut: wait until pydantic-ai knows, which would take it for whole."""
+        """Block the pull that found its stream cut until pydantic-ai knows; else it takes the answer for whole."""
 
     def _on_run_start(self) -> None:
         """The run has a context: end it if it was cut before."""

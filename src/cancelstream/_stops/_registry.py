@@ -125,7 +125,7 @@ class MemoryStopRegistry:
     async def stop(self, stop_id: str, *, owner: str, reason: str = "user") -> StopOutcome:
         """Stop the stream of this id if it is `owner`'s; if it is not known yet, stop it when it registers.
 
-        Never raises for what a stranger sent: an unknown id, an ended stream and somebody else's stream all
+        Never raises for what a stranger sent: an unknown id, an ended stream and another owner's stream all
         answer `'requested'`.
 
         Args:

@@ -127,7 +127,7 @@ async def drop_connections(client: Client, *, idle: bool = False) -> None:
 
 
 def refused(error: Exception) -> bool:
-    """Whether this is an error that does not heal by trying again: somebody has to change a setting."""
+    """Whether an error stays when tried again: an operator has to change a setting."""
     refusals = (
         NoPermissionError,
         AuthenticationError,

@@ -33,7 +33,7 @@ BYTES: Final = 1_000_000
 program under our key can have any size, our own have a hundred bytes."""
 
 REPEAT: Final = 30.0
-"""How often an error that somebody has to mend is logged while it lasts, in seconds."""
+"""Seconds between two log lines of an error that an operator has to mend, while it lasts."""
 
 Place = tuple[int, int]
 """Where an entry stands in the stream: its milliseconds, and its number within them."""
@@ -160,7 +160,7 @@ class Follower:
         self._tell_again = 0.0
 
     def _tell(self, error: Exception) -> None:
-        """Log an error: once if Redis may come back, and again and again if somebody has to do something."""
+        """Log an error: once if Redis may come back, repeatedly if an operator has to act."""
         self.refused = refused(error)
         why = f"{type(error).__name__}: {error}"  # not %r, in which redis-py 8 leaves out what happened
         now = asyncio.get_running_loop().time()

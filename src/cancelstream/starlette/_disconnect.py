@@ -1,7 +1,7 @@
 """For handlers that do not stream: be cancelled when the client leaves, which no server does by itself.
 
 As `asyncio.timeout` works, with the client's leaving in place of the time: the task is cancelled once, and at the end
-of the block that cancellation is taken back and becomes an HTTP exception, unless somebody else cancelled too. Once,
+of the block that cancellation is taken back and becomes an HTTP exception, unless other code cancelled too. Once,
 so that an `await` in a `finally` of the block still works.
 """
 

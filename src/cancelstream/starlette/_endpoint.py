@@ -1,7 +1,7 @@
 """The endpoint that the Stop button calls.
 
 One answer for everything that may be: a stream that was stopped, one that lives on another machine, an id that never
-was, somebody else's stream, one that has ended. So a stranger learns nothing by asking, not even from the time it
+was, another owner's stream, one that has ended. So a stranger learns nothing by asking, not even from the time it
 takes, which is that of a stop that is passed on for all but the owner's own.
 """
 

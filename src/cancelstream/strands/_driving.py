@@ -66,7 +66,7 @@ class Handler:
         self._agent.callback_handler = self
 
     def step_out(self) -> None:
-        """Put the agent's handler back, unless somebody has set another one meanwhile."""
+        """Put the agent's handler back, unless another one was set meanwhile."""
         if self._agent.callback_handler is self:
             self._agent.callback_handler = self._own
 

@@ -1,7 +1,7 @@
 """Counting a strands model call with the same meter as everything else.
 
 The usage that strands reports is final where it came: its `metadata` chunk. Until then the chunks are translated for
-the meter as far as they have arrived, and only when somebody asks.
+the meter as far as they have arrived, and only when `usage` is read.
 
 Known limits. The provider's name, which prices need, is read off strands' own model classes; another class has none.
 Providers disagree whether cached tokens are part of `inputTokens`; as strands itself does, the sum tells them apart.
