@@ -21,7 +21,7 @@ from pydantic_ai.providers.openai import OpenAIProvider
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from cancelstream import CancellableRun, MemoryStopRegistry, StopRegistry, run_stream
 from cancelstream.starlette import CancellableEventResponse, cancel_on_disconnect, lifespan, stop_endpoint
@@ -82,3 +82,6 @@ app = Starlette(
     ],
     lifespan=whole_life,
 )
+
+outer = Starlette(routes=[Mount("/inner", app)], lifespan=lambda _: whole_life(app))
+"""Another application around it, whose lifespan is the one that runs."""

@@ -131,6 +131,13 @@ def on_uvicorn(listening: socket.socket) -> None:
         uvicorn.Server(uvicorn.Config("web_app:app", log_level="warning")).run([listening])
 
 
+def on_uvicorn_mounted(listening: socket.socket) -> None:
+    """Under `/inner` of another application."""
+    import uvicorn
+
+    uvicorn.Server(uvicorn.Config("web_app:outer", log_level="warning")).run([listening])
+
+
 def on_uvicorn_with_workers(listening: socket.socket) -> None:
     import uvicorn
 
