@@ -7,6 +7,7 @@ import importlib
 import re
 import subprocess
 import sys
+from functools import cache
 from importlib.util import resolve_name
 from pathlib import Path
 
@@ -61,10 +62,15 @@ def rooms() -> set[str]:
     return found - {"__init__", "testing"}
 
 
-def imports(path: Path) -> set[str]:
+def imports(path: Path, *, for_checkers: bool = True) -> set[str]:
     package = ".".join(path.relative_to(SRC).parent.parts)
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    guards = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    left_out = set[ast.AST]() if for_checkers else {each for guard in guards for each in ast.walk(guard)}
+    for node in ast.walk(tree):
+        if node in left_out:
+            continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -111,6 +117,130 @@ def test_no_cycles_hide_in_a_row():
             head, *rest = name.split(".")
             if head == "cancelstream" and rest and room in ROW and rest[0] in ROW and rest[0] != room:
                 assert ROW[rest[0]] < ROW[room], f"{room} imports {rest[0]}"
+
+
+UPSTREAM = SRC / "cancelstream" / "_upstream"
+
+# Private names of a library that this package has, too, for something of its own: never as a string outside the room.
+BOTH = {"_client", "_iterator", "_response", "_usage", "_decoder", "_options", "_stream", "_model_name"}
+
+# Names with an underscore that are public: a named tuple's.
+PUBLIC = {"_replace", "_asdict", "_fields", "_make"}
+
+LOOKS_UP = {"getattr", "hasattr", "setattr", "delattr"}
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name not in {"_", *PUBLIC}
+
+
+@cache
+def own_names() -> set[str]:
+    """The private names that this package gives to something, outside of `_upstream`."""
+    found: set[str] = set()
+    for path in (SRC / "cancelstream").rglob("*.py"):
+        found |= {path.stem, path.parent.name}
+        if UPSTREAM in path.parents:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                    found.add(name)
+                case (
+                    ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store())
+                    | ast.Name(id=name, ctx=ast.Store())
+                ):
+                    found.add(name)
+                case ast.Assign(targets=[ast.Name(id="__slots__")], value=value):
+                    found |= {each.value for each in ast.walk(value) if isinstance(each, ast.Constant)}
+    return found
+
+
+def foreign_names(tree: ast.AST, own: set[str]) -> list[str]:
+    """Where a file touches what another library keeps private."""
+    found: list[str] = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(attr=name) if is_private(name) and name not in own:
+                found.append(f"line {node.lineno}: {ast.unparse(node)}")
+            case ast.Call(func=ast.Name(id=function), args=[_, ast.Constant(value=str(name)), *_]) if (
+                function in LOOKS_UP and is_private(name) and (name in BOTH or name not in own)
+            ):
+                found.append(f"line {node.lineno}: {ast.unparse(node)}")
+            case ast.ImportFrom(level=0, module=str(module), names=names):
+                parts = [*module.split("."), *(alias.name for alias in names)]
+                found += [f"line {node.lineno}: {module} {part}" for part in parts if is_private(part)]
+            case ast.Import(names=names):
+                parts = [part for alias in names for part in alias.name.split(".")]
+                found += [f"line {node.lineno}: {part}" for part in parts if is_private(part)]
+    return found
+
+
+def test_private_names_of_libraries_are_touched_in_one_room():
+    """What another library keeps private is behind a function of `_upstream`, which says what happens without it."""
+    own = own_names()
+    found = {
+        str(path.relative_to(SRC)): names
+        for path in sorted((SRC / "cancelstream").rglob("*.py"))
+        if UPSTREAM not in path.parents and (names := foreign_names(ast.parse(path.read_text(encoding="utf-8")), own))
+    }
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    "touched",
+    [
+        "stream._cast_to",
+        "from openai import _streaming",
+        "from pydantic_ai._utils import UNSET",
+        "import pydantic_ai._utils",
+        'getattr(stream, "_client", None)',
+        'hasattr(stream, "_cast_to")',
+    ],
+)
+def test_a_private_name_is_found(touched: str):
+    """Every way to touch one is seen."""
+    assert foreign_names(ast.parse(touched), own_names())
+
+
+def test_a_room_is_entered_by_its_door():
+    """What a room's files keep to themselves is imported by that room only; `_upstream` has a module a library."""
+    found: list[str] = []
+    for path in sorted((SRC / "cancelstream").rglob("*.py")):
+        room = path.relative_to(SRC / "cancelstream").parts[0].removesuffix(".py")
+        for name in sorted(imports(path)):
+            head, *rest = name.split(".")
+            if head != "cancelstream" or len(rest) < 2 or rest[0] == room:
+                continue
+            folder = SRC / "cancelstream" / rest[0]
+            if rest[1].startswith("_") and (folder / f"{rest[1]}.py").exists():
+                found.append(f"{path.relative_to(SRC)} imports {name}")
+    assert found == []
+
+
+# A class method that makes a response of the subclass: it imports the subclass when it is called.
+BACK = {("cancelstream._response._response", "cancelstream._response._openai")}
+
+
+def test_files_do_not_circle():
+    """No file imports, while it runs and by whatever way round, itself; what only checkers read is left out."""
+    files: dict[str, Path] = {}
+    for path in (SRC / "cancelstream").rglob("*.py"):
+        parts = path.relative_to(SRC).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    links = {
+        file: {
+            to
+            for name in imports(path, for_checkers=False)
+            for to in [name if name in files else name.rpartition(".")[0]]
+            if to in files and to != file and (file, to) not in BACK
+        }
+        for file, path in files.items()
+    }
+    while ends := [file for file, to in links.items() if not to & links.keys()]:
+        for file in ends:
+            del links[file]
+    assert {file: sorted(to & links.keys()) for file, to in links.items()} == {}
 
 
 def test_what_is_public_is_listed():

@@ -134,6 +134,8 @@ class TestOpenAI:
         asked = getattr(openai, f"{kind}OpenAI")(api_key="none")
         made = getattr(openai, f"{kind}Stream")(cast_to=dict, response=httpx2.Response(200), client=asked)
         assert upstream_openai.client_of(made) is asked
+        assert upstream_openai.client_behind(asked.responses.create) is asked
+        assert upstream_openai.client_behind(print) is None
         build = upstream_openai.builder_of(made)
         assert build is not None
         assert build(data={"one": 1}) == {"one": 1}

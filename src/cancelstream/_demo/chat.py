@@ -27,9 +27,8 @@ from .._history import salvage
 from .._record import read_record
 from .._run import run_stream_events
 from .._stops import MemoryStopRegistry, StopRegistry
-from .._usage import ResponseUsage, StreamUsage
+from .._usage import ResponseUsage, StreamUsage, usage_to_json
 from ..starlette import CancellableEventResponse, EventEncoder, StreamEnd, lifespan, stop_endpoint
-from ..starlette._stream import usage_to_json
 
 __all__ = ("chat_application",)
 

@@ -25,6 +25,7 @@ from .. import _openai
 from .._errors import named
 from .._openai import MORE, Ahead, Asked, Growing, Transcript, text_of
 from .._state import Event, Life, State
+from .._upstream.openai import client_behind
 from .._upstream.pydantic_ai_streams import other_iterator_of
 from .._usage import Meter, ResponseUsage
 from ._feed_agent import LEAVE_TIMEOUT
@@ -77,7 +78,7 @@ class OpenAIResponse(CancellableStreamedResponse):
     def opening_by(cls, create: Any, kwargs: Mapping[str, Any]) -> OpenAIResponse:
         """A response whose stream is created on the first pull."""
         method, arguments = _without_partials(create, kwargs)
-        client = getattr(getattr(method, "__self__", None), "_client", None)
+        client = client_behind(method)
         asked = Asked(
             "openai-chat" if "messages" in arguments else "openai-responses",
             str(getattr(client, "base_url", "")),
@@ -308,7 +309,7 @@ def open_stream(create: Callable[..., Any], /, **kwargs: Any) -> CancellableStre
             f"not {named(create)}; `CancellableStreamedResponse.from_openai` takes a stream"
         )
     method, _ = _without_partials(create, {})
-    if isinstance(getattr(getattr(method, "__self__", None), "_client", None), openai.OpenAI):
+    if isinstance(client_behind(method), openai.OpenAI):
         raise TypeError(
             "open_stream needs a method of `AsyncOpenAI`, and this is one of `OpenAI`: use "
             "`cancelstream.sync.CancellableStream(create(..., stream=True))` for that"

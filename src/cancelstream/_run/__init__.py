@@ -14,6 +14,8 @@ from ._result import CancellableRun as CancellableRun
 from ._result import run_stream as run_stream
 from ._text import RunningText as RunningText
 from ._text import TextSoFar as TextSoFar
+from ._text import pieces_of as pieces_of
+from ._text import texts_of as texts_of
 
 __all__ = (
     "CancellableRun",
@@ -22,7 +24,9 @@ __all__ = (
     "RunningText",
     "TextSoFar",
     "accept_options",
+    "pieces_of",
     "run_stream",
     "run_stream_events",
     "shut_socket_now",
+    "texts_of",
 )

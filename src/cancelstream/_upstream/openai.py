@@ -11,7 +11,7 @@ from openai import _streaming
 
 from . import missing
 
-__all__ = ("builder_of", "client_of", "iteration_of", "reads_as_written")
+__all__ = ("builder_of", "client_behind", "client_of", "iteration_of", "reads_as_written")
 
 _ITERATION: Final = ("__iter__", "__next__", "__aiter__", "__anext__", "__stream__", "_iter_events")
 """The methods of a stream that its chunks pass through."""
@@ -77,6 +77,14 @@ def builder_of(stream: Any) -> partial[Any] | None:
             missing("openai", str(error.name), "its streams are read by the SDK, which costs more")
         return None
     return build if is_plain else None
+
+
+def client_behind(method: object) -> Any:
+    """The client whose method this is, such as `client.chat.completions.create`.
+
+    Of another function, or without a resource's `_client`, it is `None`: what was asked is read once there is a stream.
+    """
+    return getattr(getattr(method, "__self__", None), "_client", None)
 
 
 def client_of(stream: Any) -> Any:

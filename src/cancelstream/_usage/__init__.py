@@ -11,7 +11,7 @@ from ._meter import Meter, prepare
 from ._objects import ResponseUsage
 from ._record import Provenance
 from ._reported import Reported
-from ._run_usage import StreamUsage
+from ._run_usage import StreamUsage, usage_to_json
 
 __all__ = (
     "Api",
@@ -25,4 +25,5 @@ __all__ = (
     "StreamUsage",
     "attempt",
     "prepare",
+    "usage_to_json",
 )

@@ -17,7 +17,7 @@ from ._plain import joined, record_of_plain
 from ._record import UsageRecord
 from ._recorded import EXTRAS, Recorded, records_of
 
-__all__ = ("StreamUsage", "record_of_message")
+__all__ = ("StreamUsage", "record_of_message", "usage_to_json")
 
 _SHOWN: Final = ("input_tokens", "output_tokens", "unmeasured_requests")
 _ESTIMATED: Final = (*_SHOWN, "cache_read_tokens", "output_reasoning_tokens", *sorted(EXTRAS))
@@ -162,3 +162,12 @@ def _stored(message: ModelResponse) -> UsageRecord | None:
     record = UsageRecord.from_json(stored.get("usage"))
     unknown = Count.unknown()
     return record or UsageRecord(unknown, unknown, unknown, unknown)
+
+
+def usage_to_json(usage: ResponseUsage | StreamUsage) -> dict[str, Any]:
+    """The counts of a usage, without what would tell a client of models and providers."""
+    return {
+        name: {"value": count.value, "low": count.low, "high": count.high, "source": count.source}
+        for name in ("input", "output", "cached_input", "reasoning")
+        for count in [getattr(usage, name)]
+    }

@@ -25,10 +25,10 @@ from pydantic_ai.exceptions import RunCancelled
 from .._response import text_of
 from .._run import CancellableRun
 from .._stops import Stopper
-from .._usage import ResponseUsage, StreamUsage
+from .._usage import ResponseUsage, StreamUsage, usage_to_json
 from ._outbox import Outbox, StreamEnd
 
-__all__ = ("OnEnd", "Source", "Stream", "usage_to_json")
+__all__ = ("OnEnd", "Source", "Stream")
 
 logger = logging.getLogger("cancelstream")
 
@@ -192,12 +192,3 @@ def what_to_write(made: Any) -> str:
     made_by = getattr(getattr(made, "func", None), "__name__", type(made).__name__)
     name = "run_stream" if isinstance(made, CancellableRun) or made_by == "run_stream" else "run_stream_events"
     return f"write `lambda: {name}(agent, prompt)`, with `{name}` of cancelstream"
-
-
-def usage_to_json(usage: ResponseUsage | StreamUsage) -> dict[str, Any]:
-    """The counts of a usage, without what would tell a client of models and providers."""
-    return {
-        name: {"value": count.value, "low": count.low, "high": count.high, "source": count.source}
-        for name in ("input", "output", "cached_input", "reasoning")
-        for count in [getattr(usage, name)]
-    }

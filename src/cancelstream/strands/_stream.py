@@ -21,7 +21,7 @@ from strands.multiagent.base import MultiAgentBase
 from .._closing import Closing
 from .._errors import named
 from .._final_turn import FinalTurnFilter, FinalTurnOnly, TextRetracted
-from .._run._text import TextSoFar, pieces_of, texts_of
+from .._run import TextSoFar, pieces_of, texts_of
 from .._state import Event, State
 from .._usage import StreamUsage
 from ._run import AgentRun
