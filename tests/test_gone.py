@@ -42,11 +42,9 @@ ENDS = ("read", "cancelled", "left")
 
 def left_over() -> int:
     """How many characters of the answer are still held, wherever."""
-    found: dict[int, int] = {}
-    for holder in gc.get_objects():
-        for held in gc.get_referents(holder):
-            if (isinstance(held, str) and MARK in held) or (isinstance(held, bytes) and MARK.encode() in held):
-                found[id(held)] = len(held)
+    mark = MARK.encode()
+    held = gc.get_referents(*gc.get_objects())
+    found = {id(it): len(it) for it in held if (type(it) is str and MARK in it) or (type(it) is bytes and mark in it)}
     return sum(found.values())
 
 
@@ -238,10 +236,10 @@ async def held_by(door: Door, provider: Provider) -> int:
                     await door(client, provider)
                 await settle()
                 held = left_over() - before
-                for _ in range(20):  # the server's thread lets go of what it sent, too
+                for _ in range(4):  # the server's thread lets go of what it sent, too
                     if held <= 0:
                         break
-                    await asyncio.sleep(0.01)
+                    await asyncio.sleep(0.05)
                     held = min(held, left_over() - before)
                 return max(held, 0) // 2
 
