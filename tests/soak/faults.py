@@ -95,6 +95,12 @@ FAULTS = (
         "",
     ),
     Fault(
+        "takes a cancellation that was asked for before the pull for ours",
+        "_interrupt/_attribution.py",
+        "            self._cancelling_at_start = count - 1  # requested before the pull began, it arrives only now",
+        "            pass",
+    ),
+    Fault(
         "hands out what arrived after the cancel",
         "_peekable/_stream.py",
         "        if self._pull.stopping:\n            self._come_late(value)\n",
