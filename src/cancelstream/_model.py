@@ -8,9 +8,8 @@ is made anew for every run (`for_run`), so one agent serves many runs at once.
 A run and the capability share a `RunState` (`_run_state.py`).
 
 Known limits. `asyncio.timeout()` around a run cancels its task like a plain `task.cancel()`, so its reason is
-`'task_cancelled'`;
-pydantic-ai's own `timeout=` is told apart by the run's deadline. Under durable execution the model is called in
-another process, where cancelstream provides the usage only.
+`'task_cancelled'`; pydantic-ai's own `timeout=` is told apart by the run's deadline. Under durable execution the model
+is called in another process, where cancelstream provides the usage only.
 """
 
 from __future__ import annotations

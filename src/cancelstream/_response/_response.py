@@ -1,9 +1,11 @@
 """`CancellableStreamedResponse`: one streamed response that can be stopped, and that says what it was.
 
 Mechanism. Its events are pulled through a `PeekableAsyncStream`, which interrupts a pending pull and closes the
-stream inside. `cancel()` does three things, in this order. It claims the end of the stream's life (`_state.py`), so
-that nothing is handed out any more. All that had been received by then, the chunk in flight included, stays in
-the response's text and usage. And the close is forwarded, down to openai's `AsyncStream.close()`.
+stream inside. `cancel()` does three things, in this order:
+
+1. It claims the end of the stream's life (`_state.py`), so that nothing is handed out any more.
+2. It keeps all that had been received by then, the chunk in flight included, as the response's text and usage.
+3. It forwards the close, down to openai's `AsyncStream.close()`.
 
 The stream inside may not be open yet: `CancellableModel` opens its request on the first pull, so that a request that
 is still waiting for its headers has a `cancel()`, a state and a usage like any other. The task that leaves the

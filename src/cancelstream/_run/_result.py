@@ -1,10 +1,12 @@
 """`run_stream()`: pydantic-ai's own, with a result that exists before anything is sent.
 
-Two phases, two ways to stop. While the context is being entered, the agent may wait for a slot, for a model, run a
-tool, or be between the two: there its task is cancelled, by pydantic-ai's `ctx.cancel()` as soon as there is one. It is
-used in this phase only: later the task is the consumer's. Once there is a result, the pull that was interrupted waits
-until pydantic-ai's own `result.cancel()` has recorded the response, and then the consumer's loop just ends. Work
-after the response (tools of an exhaustive agent) is inside the consumer's pull, and is interrupted there.
+Two phases, two ways to stop:
+
+1. While the context is being entered, the agent may wait for a slot, for a model, run a tool, or be between the two.
+   pydantic-ai's `ctx.cancel()` cancels its task there, as soon as there is one. Later the task is the consumer's.
+2. Once there is a result, the pull that was interrupted waits until pydantic-ai's own `result.cancel()` has recorded
+   the response, and then the consumer's loop just ends. Work after the response (tools of an exhaustive agent) is
+   inside the consumer's pull, and is interrupted there.
 
 A block that is left when the answer is whole and handed out ends the run as reading on would: its output is validated,
 and its messages are whole.
