@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pydantic_ai.messages import PartDeltaEvent, TextPartDelta
 from pydantic_ai.usage import RequestUsage, RunUsage
 
-from cancelstream import Count, ResponseUsage, StreamUsage
-from cancelstream._usage import Meter, _cost
+from cancelstream import Count, ResponseUsage
+from cancelstream._usage import Meter, _cost, combine
 from cancelstream._usage._cost import cost_of
 from cancelstream._usage._record import UsageRecord
 
@@ -113,13 +113,13 @@ def test_nothing_is_negative_where_the_sum_lags_behind():
     """pydantic-ai's sum may not have a response yet that is unmeasured already: what is left is not less than none."""
     one = unmeasured()
     total = RunUsage(input_tokens=one.input_tokens + 100, output_tokens=one.output_tokens, requests=2)
-    usage = StreamUsage.combine(total, [one])
+    usage = combine(total, [one])
     assert usage.input.low >= 100
     assert usage.output.low == one.output.low
     assert all(value >= 0 for value in usage.__dict__.values() if isinstance(value, int))
     (rest,) = (record for record in usage._known() if record.model is None)
     assert (rest.input.value, rest.input.source) == (100, "reported")
-    empty = StreamUsage.combine(RunUsage(), [one])
+    empty = combine(RunUsage(), [one])
     assert all(value >= 0 for value in empty.__dict__.values() if isinstance(value, int))
 
 
@@ -135,8 +135,8 @@ def test_what_is_shown_in_place_of_what_is_held_is_not_negative():
     assert meter.usage_in_message(RequestUsage(unmeasured_requests=1)) is final is meter.usage._in_total
     assert (final.output_tokens, final.estimated_output_tokens) == (0, meter.usage.output_tokens)
     assert final.output == meter.usage.output
-    behind = StreamUsage.combine(RunUsage(), [meter.usage])  # pydantic-ai has not added it yet
-    added = StreamUsage.combine(RunUsage(requests=1) + final, [meter.usage])
+    behind = combine(RunUsage(), [meter.usage])  # pydantic-ai has not added it yet
+    added = combine(RunUsage(requests=1) + final, [meter.usage])
     for usage in (behind, added):
         assert usage.output_tokens == meter.usage.output_tokens == usage.output.value
         assert (usage.input_tokens, usage.unmeasured_requests) == (meter.usage.input.value, 0)

@@ -30,6 +30,7 @@ from pydantic_core import to_json
 
 from cancelstream import CostRange, Count, ResponseUsage, StreamUsage
 from cancelstream._counting import NOTHING
+from cancelstream._usage import combine
 from cancelstream._usage._objects import fill
 from cancelstream._usage._record import UsageRecord
 from cancelstream._usage._reported import NONE, Reported
@@ -393,7 +394,7 @@ def test_a_response_of_others():
 def test_a_bad_usage_object(bad: Any):
     """A usage with nonsense in it is unknown, not an error and not a label of ours."""
     usage = RequestUsage(input_tokens=bad, output_tokens=7)
-    read = StreamUsage.combine(RunUsage() + usage, [usage])
+    read = combine(RunUsage() + usage, [usage])
     assert read.input == Count.unknown()
     assert read.output == Count.reported(7)
     assert read.cost_range.value is None
@@ -406,12 +407,12 @@ def test_a_run_in_flight():
     """The plain numbers are pydantic-ai's sum, and the records those of the responses it sums."""
     first, live = response_of(WHOLE, state="complete"), usage_of(ESTIMATED)
     total = RunUsage(requests=1, tool_calls=2) + first.usage + live
-    usage = StreamUsage.combine(total, [first, live])
+    usage = combine(total, [first, live])
     assert (usage.requests, usage.tool_calls, usage.output_tokens) == (1, 2, 59)
     assert usage.output == Count(59, 58, 60, "estimated", "sum")
 
     fill(live, WHOLE, NONE, sent=True)
-    again = StreamUsage.combine(RunUsage(requests=2) + first.usage + live, [first, live], into=usage)
+    again = combine(RunUsage(requests=2) + first.usage + live, [first, live], into=usage)
     assert again is usage
     assert usage.provenance == "reported"
     assert usage.estimated_requests == 0
@@ -421,7 +422,7 @@ def test_a_run_in_flight():
 def test_a_run_that_did_not_begin_at_nothing():
     """What a run was given as `usage=` has no response of its own, and counts as what its numbers say."""
     before = RunUsage(requests=3, input_tokens=1000, output_tokens=500)
-    usage = StreamUsage.combine(before + usage_of(ESTIMATED), [usage_of(ESTIMATED)])
+    usage = combine(before + usage_of(ESTIMATED), [usage_of(ESTIMATED)])
     assert usage.output == Count(509, 508, 510, "estimated", "sum")
     assert usage.input.low == 1013
 

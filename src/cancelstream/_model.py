@@ -46,7 +46,7 @@ from ._counting import Api, family_of
 from ._durable import refuse_wrapper
 from ._errors import named
 from ._history import HistoryPolicy, apply_policy, mark_interrupted
-from ._response import LEAVE_TIMEOUT, CancellableStreamedResponse
+from ._response import LEAVE_TIMEOUT, cancelled_job, leave, open_lazily
 from ._run_state import RunState, current_run_state, inside
 from ._usage import Meter, ResponseUsage, prepare
 
@@ -92,7 +92,7 @@ class CancellableModel(WrapperModel):
             state = RunState()
             state.owner = asyncio.current_task()
         asked = _asked_of(model)
-        stream = CancellableStreamedResponse.opening(
+        stream = open_lazily(
             lambda: model.request_stream(messages, model_settings, model_request_parameters, run_context),
             model=model,
             meter=Meter.for_pydantic_ai(
@@ -111,13 +111,13 @@ class CancellableModel(WrapperModel):
         try:
             yield stream
         except BaseException as error:
-            await stream.leave(state.leave_reason(error), error)
+            await leave(stream, state.leave_reason(error), error)
             raise
         else:
-            await stream.leave(state.leave_reason(None))
+            await leave(stream, state.leave_reason(None))
         finally:
             _describe(stream.usage)
-            if (cancelled := stream.cancelled_job()) is not None:
+            if (cancelled := cancelled_job(stream)) is not None:
                 # pydantic-ai does this for a stream that it cancels itself, and not for one that ends in its hands.
                 with anyio.move_on_after(LEAVE_TIMEOUT, shield=True), suppress(Exception):
                     await self.cancel_suspended_response(cancelled)

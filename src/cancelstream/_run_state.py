@@ -23,7 +23,7 @@ from pydantic_ai.messages import ModelMessage, ModelRequest, ModelRequestPart, M
 from pydantic_ai.usage import RunUsage
 
 from ._history import CUT_STATES, lacks_results, mark_interrupted
-from ._response import CancellableStreamedResponse
+from ._response import CancellableStreamedResponse, has_made, is_job
 from ._upstream.pydantic_ai import continued, next_request_of, was_cancelled_by_its_own_handle
 from ._usage import ResponseUsage
 
@@ -222,7 +222,7 @@ class RunState:
     @property
     def leaves_job(self) -> bool:
         """Whether the run was just left while its provider works on a job: the job goes on."""
-        return self.is_just_left and self.stream is not None and self.stream.is_job
+        return self.is_just_left and self.stream is not None and is_job(self.stream)
 
     # --- how the messages of a run end that did not come to its end --------------------------------------------
 
@@ -294,7 +294,7 @@ class RunState:
         stream = self.stream
         if stream is None:
             return None
-        if any(map(stream.has_made, messages)):
+        if any(has_made(stream, message) for message in messages):
             return None
         response = stream.get()
         if self._continues is not None:

@@ -18,6 +18,7 @@ from pydantic_ai.providers.openai import OpenAIProvider
 
 from cancelstream import CancellableModel, CancellableStreamedResponse, is_incomplete, open_stream
 from cancelstream._openai import FastLane
+from cancelstream._response import is_whole
 
 from .support import ASK, ASK_RESPONSES, FIRST, LAST, USAGE, Body, Sent, by_name, call, chat, client_of, delta
 
@@ -98,7 +99,7 @@ def check(response: CancellableStreamedResponse, where: object) -> None:
         "state": message.state == "interrupted",
         "is_incomplete": is_incomplete(message),
         "usage": not response.usage.complete,
-        "is_whole": not response.is_whole,
+        "is_whole": not is_whole(response),
     }
     assert len(set(said.values())) == 1, (where, message.state, said)
 
@@ -142,8 +143,8 @@ async def _at_every_item(sent: Sent, door: str, how: str) -> None:
         where = (sent.name, door, items)
         check(response, where)
         if door == "chunks" and not ended:
-            assert response.is_whole == (items >= end_of(sent)), where
-        stopped.append((response.is_whole, response.get().text))
+            assert is_whole(response) == (items >= end_of(sent)), where
+        stopped.append((is_whole(response), response.get().text))
     assert stopped[-1][0] or sent.name in ("in the background", "no end"), sent.name
     assert sent.name == "no end" or {text for whole, text in stopped if whole} <= {stopped[-1][1]}, sent.name
 
@@ -177,7 +178,7 @@ async def test_while_it_waits_for_each_chunk(door: str, how: str) -> None:
             check(response, where)
             known = door != "a model's events" or sent.name not in ("a refusal", "several choices")
             if known:  # pydantic-ai tells of a refusal, and of one choice
-                assert response.is_whole == (cut >= end_of(sent)), where
+                assert is_whole(response) == (cut >= end_of(sent)), where
 
 
 async def _all(source: AsyncIterator[Any], items: list[Any]) -> None:

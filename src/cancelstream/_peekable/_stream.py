@@ -177,7 +177,7 @@ class PeekableAsyncStream(Generic[T]):
             if self._pull.stopping or self._ended.is_set():
                 self._bind()
                 raise StopAsyncIteration
-            self.require_own_loop()
+            self._require_own_loop()
             if self._peeked is not _EMPTY:
                 item, self._peeked = self._peeked, _EMPTY
                 self._go_on()
@@ -196,11 +196,11 @@ class PeekableAsyncStream(Generic[T]):
         self._go_on()
         return await self.__anext__()
 
-    def is_in_own_thread(self) -> bool:
+    def _is_in_own_thread(self) -> bool:
         """Whether the caller is in the thread of the stream's loop; that costs less to know than the loop."""
         return get_ident() == self._thread
 
-    def require_own_loop(self) -> None:
+    def _require_own_loop(self) -> None:
         """Refuse a reader of another event loop than the stream's; bind a stream that has none yet.
 
         Raises:
@@ -261,7 +261,7 @@ class PeekableAsyncStream(Generic[T]):
         """
         self._life.apply(Event.LEAVE)
         self._stop()
-        if self.is_stranded:
+        if self._is_stranded:
             return
         if not self._need_not_wait():
             # The finisher has a deadline; this one is for a loop of another thread that has stopped.
@@ -305,14 +305,14 @@ class PeekableAsyncStream(Generic[T]):
         if loop is None:
             return  # never used in a loop: the first pull, or await of the closing, binds it
         if loop is running_loop():
-            self.tell()
+            self._shut_socket_now()
         try:
             loop.call_soon_threadsafe(self._finish_soon)
         except RuntimeError:  # the loop is closed: nothing is left that could read or close
-            self.tell()
+            self._shut_socket_now()
             self._closed.set()
 
-    def tell(self) -> None:
+    def _shut_socket_now(self) -> None:
         """Tell an HTTP/1.1 server within this call, before any turn of the loop.
 
         For a stream that was stopped; on the reader's own thread, or where the loop does not run meanwhile.
@@ -325,7 +325,7 @@ class PeekableAsyncStream(Generic[T]):
         return os.getpid() != self._pid
 
     @property
-    def is_stranded(self) -> bool:
+    def _is_stranded(self) -> bool:
         """Whether the stream's loop is closed, so that nothing of it can be awaited any more."""
         return self._loop is not None and self._loop.is_closed()
 
@@ -390,3 +390,26 @@ def _made_at(loop: asyncio.AbstractEventLoop | None) -> str | None:
     if not (sys.flags.dev_mode if loop is None else loop.get_debug()):
         return None
     return line_outside()
+
+
+# For the rooms above; the users of a stream need not know of these.
+
+
+def shut_socket_now(stream: PeekableAsyncStream[Any]) -> None:
+    """Tell the HTTP/1.1 server of a stream that was stopped, before any turn of the loop.
+
+    On the reader's own thread, or where the loop does not run meanwhile.
+    """
+    stream._shut_socket_now()
+
+
+def is_stranded(stream: PeekableAsyncStream[Any]) -> bool:
+    """Whether the stream's loop is closed, so that nothing of it can be awaited any more."""
+    return stream._is_stranded
+
+
+def require_own_loop(stream: PeekableAsyncStream[Any]) -> None:
+    """Refuse a caller that reads on another event loop than the stream's; raises `MisplacedPull`."""
+    # The thread costs less to know than the loop.
+    if not stream._is_in_own_thread():
+        stream._require_own_loop()

@@ -24,6 +24,7 @@ from pydantic_ai.models import ModelRequestParameters
 from .. import _openai
 from .._errors import named
 from .._openai import MORE, Ahead, Asked, Growing, Transcript, text_of
+from .._peekable import require_own_loop
 from .._state import Event, Life, State
 from .._upstream.openai import client_behind
 from .._upstream.pydantic_ai_streams import other_iterator_of
@@ -105,7 +106,7 @@ class OpenAIResponse(CancellableStreamedResponse):
             delta: Whether to yield each piece by itself, or the whole text so far (the default).
         """
         reading, growing = _Chunks(self), Growing()
-        self._pull.require_own_loop()  # what was read and not handed out is taken without a pull
+        require_own_loop(self._pull)  # what was read and not handed out is taken without a pull
         feed, stream, pull = self._feed, self._pull, self._pull._pull
         while True:
             # `reading.next()`, written out: this runs for every token.
@@ -164,16 +165,16 @@ class OpenAIResponse(CancellableStreamedResponse):
 
     # --- stopping ---------------------------------------------------------------------------------------------
 
-    async def leave(self, reason: str, error: BaseException | None = None) -> None:
+    async def _leave(self, reason: str, error: BaseException | None = None) -> None:
         """Close the stream, and see a cancelled background response through, within `LEAVE_TIMEOUT` each."""
-        await super().leave(reason, error)
+        await super()._leave(reason, error)
         if (job := self._feed.cancelling_job) is not None:
             with anyio.move_on_after(LEAVE_TIMEOUT, shield=True):
                 await asyncio.wait([job])
 
     # --- what it was ------------------------------------------------------------------------------------------
 
-    def is_all_said(self) -> bool:
+    def _is_all_said(self) -> bool:
         """As for any response; here the chunks have said it."""
         return self._is_end_said() and not self._ahead.brings
 
@@ -201,11 +202,11 @@ class OpenAIResponse(CancellableStreamedResponse):
         if self._is_settled:
             return
         self._is_settled = True
-        self._finished = self.is_whole
+        self._finished = self._is_whole
         self._meter.late(self._feed.events.rest())
         self._meter.late(chunk for chunk in self._pull._late if chunk is not MORE)
         self._pull._late.clear()
-        if self._pull._lost and not self.is_whole:
+        if self._pull._lost and not self._is_whole:
             self._meter.lost()
         self._meter.settle(ended=self._has_ended(), finish_reason=self.finish_reason)
         self._record.update(self._meter.usage.record())
@@ -213,7 +214,7 @@ class OpenAIResponse(CancellableStreamedResponse):
     def get(self) -> Any:
         """The answer so far as a `ModelResponse`: `state='interrupted'`, with the reason, once it was cut."""
         if (transcript := self._feed.transcript) is not None:
-            if self.is_whole:
+            if self._is_whole:
                 transcript.finish()
             else:
                 transcript.flush()
@@ -232,16 +233,10 @@ class _Chunks(Pulled):
 
     _response: OpenAIResponse
 
-    def _require_own_loop(self) -> None:
-        """Check the loop here: an item that was read already is handed out without a pull, which would check."""
-        stream = self._response._pull
-        if not stream.is_in_own_thread():
-            stream.require_own_loop()
-
     async def next(self) -> Any:
         """The next chunk: decoded on the fast lane, or as the SDK has it."""
         feed, pull = self._response._feed, self._response._pull._pull
-        self._require_own_loop()
+        require_own_loop(self._response._pull)  # what was read already is handed out without a pull
         while True:
             if feed.events.more and not pull.stopping:
                 if (chunk := feed.events.next()) is not None:
@@ -265,7 +260,7 @@ class _OpenAIEvents(_Chunks):
     __slots__ = ()
 
     async def __anext__(self) -> ModelResponseStreamEvent:
-        self._require_own_loop()
+        require_own_loop(self._response._pull)  # what was read already is handed out without a pull
         response = self._response
         while response._pull._pull.stopping or (event := response._map(response._mapped)) is None:
             try:

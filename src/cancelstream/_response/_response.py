@@ -39,7 +39,7 @@ from .._counting import Api
 from .._errors import CancellationUnsupported, named
 from .._history import mark_interrupted
 from .._openai import Growing, text_of
-from .._peekable import PeekableAsyncStream
+from .._peekable import PeekableAsyncStream, is_stranded, shut_socket_now
 from .._state import Event, Life, State, checked_reason
 from .._upstream.pydantic_ai_streams import keep_timing, other_iterator_of, reported_by
 from .._usage import Meter, Reported, ResponseUsage, attempt
@@ -145,10 +145,10 @@ class CancellableStreamedResponse(StreamedResponse):
         return OpenAIResponse.of(stream, request)
 
     @classmethod
-    def opening(
+    def _opening(
         cls, opener: Opener, *, model: Model, meter: Meter, parameters: ModelRequestParameters, in_run: bool
     ) -> CancellableStreamedResponse:
-        """A response whose request is sent on the first pull; `leave()` has to be awaited in the end.
+        """A response whose request is sent on the first pull; `leave` has to be awaited in the end.
 
         Args:
             opener: Makes the request's context.
@@ -180,7 +180,7 @@ class CancellableStreamedResponse(StreamedResponse):
         self._latest: object = None
         """The event that was handed out last."""
         self._pull = PeekableAsyncStream(feed)
-        self.when_cut: Callable[[], Awaitable[None]] | None = None
+        self._on_cut: Callable[[], Awaitable[None]] | None = None
         """Awaited in the pull that finds the stream cut, before its iteration ends: a run's place to settle."""
 
     # --- reading ----------------------------------------------------------------------------------------------
@@ -226,18 +226,13 @@ class CancellableStreamedResponse(StreamedResponse):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close the stream, whether or not it has ended, and settle the usage."""
-        await self.leave("task_cancelled" if isinstance(error, asyncio.CancelledError) else "left", error)
+        await self._leave("task_cancelled" if isinstance(error, asyncio.CancelledError) else "left", error)
 
     async def close(self) -> None:
         """Close the stream, whether or not it has ended, and settle the usage; what leaving its context does."""
-        await self.leave("left")
+        await self._leave("left")
 
     aclose = close
-
-    async def open(self) -> StreamedResponse:
-        """Open the request if it is not open yet, and return the stream inside."""
-        inner: StreamedResponse = await self._feed.open()
-        return inner
 
     @property
     def _inner(self) -> StreamedResponse | None:
@@ -250,8 +245,8 @@ class CancellableStreamedResponse(StreamedResponse):
         elif self._life.apply(Event.END):
             self._finished = True
             self._settle()
-        elif self.when_cut is not None and self._is_stopped:
-            await self.when_cut()
+        elif self._on_cut is not None and self._is_stopped:
+            await self._on_cut()
 
     def _break_off(self) -> None:
         """Note that a foreign cancellation ended a pull: its item is lost, if there was one."""
@@ -284,7 +279,7 @@ class CancellableStreamedResponse(StreamedResponse):
         """
         reason = checked_reason(reason)
         if self._life.state in (State.LIVE, State.LEFT):
-            whole = self.is_all_said()
+            whole = self._is_all_said()
             if not whole:
                 self._require_a_way_to_stop()
             self._is_stopped = True
@@ -299,26 +294,26 @@ class CancellableStreamedResponse(StreamedResponse):
                 "was opened in, or open it through CancellableModel(model), which leaves that context for you"
             )
 
-    def tell(self) -> None:
+    def _shut_socket_now(self) -> None:
         """Tell the server of a cancelled stream, for a caller that keeps its loop from running meanwhile."""
-        self._pull.tell()
+        shut_socket_now(self._pull)
 
     async def close_stream(self) -> None:
         """Stop this response and wait until it is closed; pydantic-ai's own `cancel()` calls this."""
         closing = self.cancel()
         # In a run of cancelstream the consumer waits for this very call, and need not wait for a slow connection too.
-        if self.when_cut is None:
+        if self._on_cut is None:
             await closing
 
-    async def leave(self, reason: str, error: BaseException | None = None) -> None:
+    async def _leave(self, reason: str, error: BaseException | None = None) -> None:
         """Close whatever is open, within `LEAVE_TIMEOUT`, and settle the usage; for the holder of the context.
 
         Args:
             reason: Why it was left, if it had not ended.
             error: The error that the context is left with, for the request's own context.
         """
-        self._life.stop(Event.LEAVE, reason, whole=self.is_all_said())
-        if self._pull.is_stranded:  # a host drove us step by step, and has closed its loop
+        self._life.stop(Event.LEAVE, reason, whole=self._is_all_said())
+        if is_stranded(self._pull):  # a host drove us step by step, and has closed its loop
             await self._pull.close()
             self._settle()
             return
@@ -343,11 +338,11 @@ class CancellableStreamedResponse(StreamedResponse):
         return self._life.state in (State.INTERRUPTED, State.LEFT)
 
     @property
-    def is_whole(self) -> bool:
+    def _is_whole(self) -> bool:
         """Whether the stream came to its natural end, or was stopped when the answer was whole."""
         return self._life.state is State.COMPLETE
 
-    def is_all_said(self) -> bool:
+    def _is_all_said(self) -> bool:
         """Whether a stop changes nothing: the provider has said how the answer ended, and all of it was handed out.
 
         Any thread may call it.
@@ -368,20 +363,20 @@ class CancellableStreamedResponse(StreamedResponse):
 
     def _has_ended(self) -> bool:
         """Whether the answer is whole; not so where the stream ended and pydantic-ai knows that it was too early."""
-        return self.is_whole and (self._inner is None or self._inner.state != "incomplete")
+        return self._is_whole and (self._inner is None or self._inner.state != "incomplete")
 
     @property
-    def is_job(self) -> bool:
+    def _is_job(self) -> bool:
         """Whether the answer is a job that the provider works on without this stream, and has not ended."""
         return self._inner is not None and self._inner.state == "suspended"
 
-    def cancelled_job(self) -> ModelResponse | None:
+    def _cancelled_job(self) -> ModelResponse | None:
         """The message of a stream that was cancelled; its model cancels the job on the server with it, if any."""
-        stopped = self._life.state is State.INTERRUPTED and self._inner is not None and not self._pull.is_stranded
+        stopped = self._life.state is State.INTERRUPTED and self._inner is not None and not is_stranded(self._pull)
         return self.get() if stopped else None
 
     @property
-    def failed(self) -> bool:
+    def _has_failed(self) -> bool:
         """Whether the stream ended in an error."""
         return self._life.state is State.FAILED
 
@@ -396,7 +391,7 @@ class CancellableStreamedResponse(StreamedResponse):
 
         Calling it, `usage()`, returns it too.
         """
-        if self._pull._closed.is_set() and (self.cancelled or self.is_whole):
+        if self._pull._closed.is_set() and (self.cancelled or self._is_whole):
             self._settle()
         elif not self._is_settled:
             self._note_server()
@@ -430,11 +425,11 @@ class CancellableStreamedResponse(StreamedResponse):
         if self._is_settled:
             return
         self._is_settled = True
-        self._finished = self.is_whole
+        self._finished = self._is_whole
         if self._pull._late:
             self._meter.late(self._pull._late)
             self._pull._late.clear()
-        if self._pull._lost and not self.is_whole:
+        if self._pull._lost and not self._is_whole:
             self._meter.lost()
         self._note_server()
         kept = self._feed.kept or (None if self._inner is None else attempt(self._inner.get, None))
@@ -487,7 +482,7 @@ class CancellableStreamedResponse(StreamedResponse):
             return RequestUsage()
         return inner._plain_usage() if isinstance(inner, CancellableStreamedResponse) else inner.usage
 
-    def has_made(self, message: ModelMessage) -> bool:
+    def _has_made(self, message: ModelMessage) -> bool:
         """Whether this message is the one that pydantic-ai has recorded of this response."""
         usage = self._meter.usage
         return isinstance(message, ModelResponse) and (message.usage is usage or message.usage is usage._in_total)

@@ -26,17 +26,18 @@ from pydantic_ai.exceptions import RunCancelled
 from pydantic_ai.messages import ModelResponse
 from pydantic_ai.usage import RunUsage
 
+from .. import _response
 from .._closing import DONE, Closing, Latch
 from .._durable import refuse_per_run, refuse_wrapper
 from .._errors import named
 from .._history import apply_policy, mark_interrupted
 from .._interrupt import running_loop
 from .._model import Cancellable
-from .._response import LEAVE_TIMEOUT
+from .._response import LEAVE_TIMEOUT, has_failed, is_all_said, is_job, is_whole, on_cut
 from .._run_state import RunState, is_inside
 from .._state import Event, Life, State, checked_reason
 from .._upstream.python import line_outside
-from .._usage import StreamUsage
+from .._usage import StreamUsage, combine
 from ._dropped import Entered
 from ._members import refuse_return_content
 from ._moments import Moment, moment_of
@@ -184,7 +185,7 @@ class RunHandle(ABC):
     def _is_all_said(self) -> bool:
         """Whether the provider has said how the last answer ended, and pydantic-ai was handed all of it."""
         stream = self._state.stream
-        return stream is not None and (stream.is_whole or stream.is_all_said()) and not stream.is_job
+        return stream is not None and (is_whole(stream) or is_all_said(stream)) and not is_job(stream)
 
     def _moment(self) -> Moment:
         stream = self._state.stream
@@ -193,7 +194,7 @@ class RunHandle(ABC):
             over=self._is_over(),
             answering=self._is_answering(),
             begun=self._state.context is not None,
-            streaming=stream is not None and not stream.is_whole and not stream.failed,
+            streaming=stream is not None and not is_whole(stream) and not has_failed(stream),
         )
 
     def _on_stream(self) -> None:
@@ -201,7 +202,7 @@ class RunHandle(ABC):
         stream = self._state.stream
         if stream is None:  # pragma: no cover - it is called because there is one
             return
-        stream.when_cut = _weakly(self._when_cut)
+        on_cut(stream, _weakly(self._when_cut))
         # A validator has sent the run back to its model: it was not over when it was stopped.
         if self._asked is not None and self._life.apply(Event.CANCEL, self._asked):
             self._begin_stop()
@@ -273,7 +274,7 @@ class RunHandle(ABC):
         if self._is_cut:
             # pydantic-ai counts a step only once something of its answer arrived; the request was made all the same.
             total.requests = max(total.requests, self._state.requests())
-        return StreamUsage.combine(total, self._state.counted_usages(), into=self._usage, cut=self._is_cut)
+        return combine(total, self._state.counted_usages(), into=self._usage, cut=self._is_cut)
 
     @abstractmethod
     def _total(self) -> RunUsage:
@@ -350,7 +351,7 @@ def shut_socket_now(run: RunHandle) -> None:
     """Tell the server of a run that was cut, while its event loop stands still; for a caller that keeps it so."""
     stream, loop = run._state.stream, run._loop
     if stream is not None and loop is not None and not loop.is_running():
-        stream.tell()
+        _response.shut_socket_now(stream)
 
 
 async def outcome_of(awaitable: Awaitable[T]) -> tuple[T | None, Exception | asyncio.CancelledError | None]:

@@ -41,7 +41,7 @@ from pydantic_ai.usage import RunUsage
 
 from .._errors import IncompleteOutputError
 from .._interrupt import Interrupted, Interruptible, require_loop
-from .._response import LEAVE_TIMEOUT
+from .._response import LEAVE_TIMEOUT, has_made
 from .._run_state import PastContext, cancelled_run, provide_run_state
 from .._state import Event, State
 from ._dropped import Entered
@@ -340,7 +340,7 @@ class CancellableRun(RunHandle, RunMembers[OutputT], Generic[OutputT]):
         stream = self._state.stream
         if self._absorbed is not None:
             total, messages = self._absorbed.usage, self._absorbed.all_messages()
-            known = stream is None or any(map(stream.has_made, messages))
+            known = stream is None or any(has_made(stream, message) for message in messages)
             return total if stream is None or known else total + stream.usage._in_total
         context = self._state.context
         total = (self._kwargs.get("usage") or RunUsage()) if context is None else context.usage

@@ -11,7 +11,7 @@ from ._meter import Meter, prepare
 from ._objects import ResponseUsage
 from ._record import Provenance
 from ._reported import Reported
-from ._run_usage import StreamUsage, usage_to_json
+from ._run_usage import StreamUsage, combine, usage_to_json
 
 __all__ = (
     "Api",
@@ -24,6 +24,7 @@ __all__ = (
     "Source",
     "StreamUsage",
     "attempt",
+    "combine",
     "prepare",
     "usage_to_json",
 )

@@ -17,7 +17,7 @@ from ._plain import joined, record_of_plain
 from ._record import UsageRecord
 from ._recorded import EXTRAS, Recorded, records_of
 
-__all__ = ("StreamUsage", "record_of_message", "usage_to_json")
+__all__ = ("StreamUsage", "combine", "record_of_message", "usage_to_json")
 
 _SHOWN: Final = ("input_tokens", "output_tokens", "unmeasured_requests")
 _ESTIMATED: Final = (*_SHOWN, "cache_read_tokens", "output_reasoning_tokens", *sorted(EXTRAS))
@@ -62,50 +62,6 @@ class StreamUsage(Recorded, RunUsage):
         usage._remember(tuple(records))
         return usage
 
-    @classmethod
-    def combine(
-        cls,
-        total: RunUsage,
-        responses: Iterable[ModelResponse | RequestUsage],
-        *,
-        into: StreamUsage | None = None,
-        cut: bool = False,
-    ) -> StreamUsage:
-        """The usage of a run in flight: its total as pydantic-ai has it, with the records of its responses.
-
-        Args:
-            total: pydantic-ai's own sum, the response in flight included; gives every plain field.
-            responses: The responses (or their usages) that `total` is the sum of.
-            into: The object to update and return, so that a run has one usage object for its whole life.
-            cut: Whether the run was cut: it is not complete then, even if each of its responses is.
-        """
-        usage = cls() if into is None else into
-        fields = {**total.__dict__, "details": dict(total.details)}
-        records: list[UsageRecord] = []
-        rest = copy(total)
-        for response in responses:
-            one = response.usage if isinstance(response, ModelResponse) else response
-            held = one._in_total if isinstance(one, ResponseUsage) else one
-            rest -= RunUsage() + held
-            if held is not one:
-                _exchange(fields, held, one)
-            records.extend([record_of_message(response)] if isinstance(response, ModelResponse) else records_of(one))
-        if rest.input_tokens > 0 or rest.output_tokens > 0:
-            # The run's `usage=`, or tokens of responses that no message keeps. A response may be
-            # unmeasured before the total says so, which leaves less than none.
-            rest.unmeasured_requests = max(rest.unmeasured_requests, 0)
-            records.append(record_of_plain(rest))
-        usage.__dict__.update(fields)
-        for name in usage.__dict__.keys() - fields.keys():
-            usage.__dict__.pop(name, None)
-        # A request that counts nothing says nothing of the others, unless there are none.
-        records = [record for record in records if record.counts] or records
-        if cut and all(record.complete for record in records):
-            *records, last = records or [UsageRecord(NOTHING, NOTHING, NOTHING, NOTHING)]
-            records.append(replace(last, complete=False))
-        usage._remember(tuple(records))
-        return usage
-
     def incr(self, incr_usage: RunUsage | RequestUsage) -> None:
         """Add another usage to this one, in place, bounds and all."""
         records = (*(self._known() if self._has_anything() else ()), *records_of(incr_usage))
@@ -117,6 +73,49 @@ class StreamUsage(Recorded, RunUsage):
 
     def _has_anything(self) -> bool:
         return bool(self._records) or self.requests > 0 or self.has_values()
+
+
+def combine(
+    total: RunUsage,
+    responses: Iterable[ModelResponse | RequestUsage],
+    *,
+    into: StreamUsage | None = None,
+    cut: bool = False,
+) -> StreamUsage:
+    """The usage of a run in flight: its total as pydantic-ai has it, with the records of its responses.
+
+    Args:
+        total: pydantic-ai's own sum, the response in flight included; gives every plain field.
+        responses: The responses (or their usages) that `total` is the sum of.
+        into: The object to update and return, so that a run has one usage object for its whole life.
+        cut: Whether the run was cut: it is not complete then, even if each of its responses is.
+    """
+    usage = StreamUsage() if into is None else into
+    fields = {**total.__dict__, "details": dict(total.details)}
+    records: list[UsageRecord] = []
+    rest = copy(total)
+    for response in responses:
+        one = response.usage if isinstance(response, ModelResponse) else response
+        held = one._in_total if isinstance(one, ResponseUsage) else one
+        rest -= RunUsage() + held
+        if held is not one:
+            _exchange(fields, held, one)
+        records.extend([record_of_message(response)] if isinstance(response, ModelResponse) else records_of(one))
+    if rest.input_tokens > 0 or rest.output_tokens > 0:
+        # The run's `usage=`, or tokens of responses that no message keeps. A response may be
+        # unmeasured before the total says so, which leaves less than none.
+        rest.unmeasured_requests = max(rest.unmeasured_requests, 0)
+        records.append(record_of_plain(rest))
+    usage.__dict__.update(fields)
+    for name in usage.__dict__.keys() - fields.keys():
+        usage.__dict__.pop(name, None)
+    # A request that counts nothing says nothing of the others, unless there are none.
+    records = [record for record in records if record.counts] or records
+    if cut and all(record.complete for record in records):
+        *records, last = records or [UsageRecord(NOTHING, NOTHING, NOTHING, NOTHING)]
+        records.append(replace(last, complete=False))
+    usage._remember(tuple(records))
+    return usage
 
 
 def _exchange(

@@ -23,7 +23,7 @@ from .._errors import named
 from .._final_turn import FinalTurnFilter, FinalTurnOnly, TextRetracted
 from .._run import TextSoFar, pieces_of, texts_of
 from .._state import Event, State
-from .._usage import StreamUsage
+from .._usage import StreamUsage, combine
 from ._run import AgentRun
 from ._text import RunningText
 
@@ -204,7 +204,7 @@ class CancellableAgentStream:
         total = RunUsage(requests=requests, tool_calls=invocation.tool_calls)
         for usage in usages:
             total.incr(usage)
-        return StreamUsage.combine(total, usages, into=self._usage, cut=self.cancelled)
+        return combine(total, usages, into=self._usage, cut=self.cancelled)
 
 
 def stream_async(
