@@ -162,6 +162,23 @@ def soak(session: nox.Session) -> None:
     session.run("pytest", "-m", "soak", "--timeout", "1800", *session.posargs)
 
 
+@nox.session(python=PYTHONS[:1])
+def mutation(session: nox.Session) -> None:
+    """Small changes to the code that everything rests on; one that no test notices has its reason in a list."""
+    session.install("-e", f".[{ALL}]", *nox.project.dependency_groups(PROJECT, "tests", "mutation"))
+    shutil.rmtree("mutants", ignore_errors=True)
+    session.run("mutmut", "run", *session.posargs)
+    printed = str(session.run("mutmut", "results", silent=True))
+    results = [line.split(": ") for line in printed.splitlines() if line.startswith("    cancelstream.")]
+    listed = Path("tests/survivors.txt").read_text(encoding="utf-8").splitlines()
+    known = {line.split(": ")[0] for line in listed if line and not line.startswith("#")}
+    survived = {name.strip() for name, status in results if status != "timeout"}
+    if survived - known:
+        session.error("no test notices these changes (`mutmut show NAME`): " + ", ".join(sorted(survived - known)))
+    if known - survived and not session.posargs:
+        session.warn("take these from tests/survivors.txt: " + ", ".join(sorted(known - survived)))
+
+
 @nox.session
 def coverage(session: nox.Session) -> None:
     """Combine what the other sessions covered, and fail under 100 %."""

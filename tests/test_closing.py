@@ -107,6 +107,28 @@ async def test_a_wait_that_is_given_up(again: Callable[[Closing], Any]) -> None:
     await asyncio.wait_for(second, LIMIT)
 
 
+async def test_a_waiter_whose_loop_is_closed_keeps_nobody_waiting() -> None:
+    """The others are woken all the same."""
+    latch = Latch()
+    waiting = asyncio.create_task(latch.wait())
+    await until_waited_for(latch)
+
+    def wait_in_a_loop_that_is_closed() -> Closing:
+        closing = Closing(latch)
+
+        async def begin() -> None:
+            closing.send(None)
+
+        asyncio.run(begin())
+        return closing
+
+    left = await asyncio.to_thread(wait_in_a_loop_that_is_closed)
+    assert len(latch._waiters) == 2
+    latch.set()
+    await asyncio.wait_for(waiting, LIMIT)
+    assert repr(left) == "<Closing done>"
+
+
 class TestDrivenAsACoroutine:
     """`create_task` and its like call `send`, `throw` and `close`."""
 
@@ -119,6 +141,9 @@ class TestDrivenAsACoroutine:
             raise KeyError
         except KeyError as error:
             traceback = error.__traceback__
+        closing.send(None)
+        with pytest.raises(asyncio.CancelledError):
+            closing.throw(asyncio.CancelledError)
         for thrown in (boom,), (ValueError, boom), (ValueError, boom, traceback):
             assert closing.send(None) is not None
             with pytest.raises(ValueError, match="boom") as it:
@@ -151,3 +176,28 @@ class TestDrivenAsACoroutine:
         with pytest.raises(StopIteration):
             Closing(DONE).send(None)
         Closing(DONE).close()
+
+    async def test_two_tasks_that_drive_one(self) -> None:
+        """Each has a wait of its own: one that gives up leaves the other's."""
+        latch = Latch()
+        closing = Closing(latch)
+        gives_up, goes_on = (asyncio.create_task(closing) for _ in range(2))
+        async with asyncio.timeout(LIMIT):
+            while len(latch._waiters) < 2:
+                await asyncio.sleep(0)
+        gives_up.cancel()
+        await asyncio.wait([gives_up])
+        assert not goes_on.done()
+        latch.set()
+        await asyncio.wait_for(goes_on, LIMIT)
+        assert gives_up.cancelled()
+
+    async def test_what_is_thrown_comes_out_of_the_wait_that_is_there(self) -> None:
+        """Not of a second one: the first would stay registered."""
+        latch, boom = Latch(), ValueError("boom")
+        closing = Closing(latch)
+        waited_for = closing.send(None)
+        assert list(latch._waiters) == [waited_for]
+        with pytest.raises(ValueError, match="boom"):
+            closing.throw(boom)
+        assert list(latch._waiters) == []
