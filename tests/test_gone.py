@@ -10,6 +10,7 @@ import gc
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +32,7 @@ from cancelstream import (
 )
 from cancelstream.starlette import CancellableEventResponse
 from cancelstream.sync import CancellableStream
+from cancelstream.sync import run_stream as blocking_run_stream
 from cancelstream.testing import Answer, Gate, ScriptedServer, Text
 
 MARK = "cancelstream-mark"
@@ -282,3 +284,59 @@ def test_a_blocking_stream_that_has_ended_is_gone(reading: str, end: str) -> Non
             for _ in range(2):
                 door(client)
             assert nothing_more_than(before)
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_blocking_run_that_has_ended_is_gone(end: str) -> None:
+    """A whole one leaves nothing; one that was cut no more copies than pydantic-ai's own that is left early."""
+    provider, answer = Provider(end), sum(map(len, WORDS))
+    copies = 0
+    if end != "read":
+        with ThreadPoolExecutor(1) as another:  # the main thread's loop is the one that the blocking run is on
+            theirs = another.submit(asyncio.run, held_by(their_run_text, Provider("left")))
+            copies = math.ceil(theirs.result() / answer)
+
+    def door(agent: Agent[None, str]) -> None:
+        with blocking_run_stream(agent, "Hi") as run:
+            provider.consume_blocking(run, run.stream_text(delta=True, debounce_by=None))
+            assert run.all_messages()
+            assert MARK in str(run.response)
+
+    # The loop of the main thread is the one that a blocking run is on there.
+    with provider.server as server, asyncio.Runner() as runner:
+        asyncio.set_event_loop(runner.get_loop())
+        client = AsyncOpenAI(base_url=server.base_url, api_key="none", max_retries=0)
+        agent = agent_of(client)
+        door(agent)
+        with no_collector():
+            before = left_over()
+            for _ in range(2):
+                door(agent)
+            assert nothing_more_than(before + 2 * (copies * answer + 10 * len(WORDS[0]) * (end != "read")))
+        runner.run(client.close())
+
+
+async def strands_run(client: AsyncOpenAI, provider: Provider) -> None:
+    strands, models = pytest.importorskip("strands"), pytest.importorskip("strands.models.openai")
+    from cancelstream.strands import stream_async
+
+    model = models.OpenAIModel(client=client, model_id="gpt-4o")
+    agent = strands.Agent(model=model, callback_handler=None)
+    async with stream_async(agent, "Hi") as stream:
+        await provider.consume(stream, stream.stream_text(delta=True))
+    assert MARK in str(agent.messages)
+
+
+async def their_strands_run(client: AsyncOpenAI, provider: Provider) -> None:
+    strands, models = pytest.importorskip("strands"), pytest.importorskip("strands.models.openai")
+    agent = strands.Agent(model=models.OpenAIModel(client=client, model_id="gpt-4o"), callback_handler=None)
+    events = agent.stream_async("Hi")
+    await provider.consume(agent, events)
+    await events.aclose()
+
+
+@pytest.mark.parametrize("end", ENDS)
+async def test_a_strands_run_that_has_ended_is_gone(end: str) -> None:
+    """It leaves no more than strands' own that is read to its end."""
+    theirs = await held_by(their_strands_run, Provider("read"))
+    assert await held_by(strands_run, Provider(end)) <= theirs + 10 * len(WORDS[0]) * (end != "read")
