@@ -9,7 +9,7 @@ import asyncio
 import gc
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -60,7 +60,7 @@ def nothing_more_than(before: int) -> bool:
 
 
 @contextmanager
-def no_collector() -> Iterator[None]:
+def no_collector() -> Generator[None]:
     gc.collect()
     gc.disable()
     try:
@@ -203,7 +203,7 @@ async def web(client: AsyncOpenAI, factory: Callable[[], Any], provider: Provide
         if provider.end != "read" and sent.count(MARK.encode()) >= PIECES - 5:
             if provider.end == "left":
                 raise OSError("the client is gone")
-            await registry.stop(response.stop_id, owner="Ann")
+            await registry.stop(str(response.stop_id), owner="Ann")
 
     registry = MemoryStopRegistry()
     response = CancellableEventResponse(factory, registry=registry, owner="Ann")

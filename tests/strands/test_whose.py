@@ -37,7 +37,11 @@ async def test_the_signal_that_runs_share_is_not_set(scripted_server: StartServe
     """Where an agent may run several at once, no moment of a run's stop shows the others a stop."""
     agent = agent_for(scripted_server(STUCK, STUCK), concurrent_invocation_mode="unsafe_reentrant")
     seen: list[bool] = []
-    agent.hooks.add_callback(AfterModelCallEvent, lambda _: seen.append(agent.cancel_signal.is_set()))
+
+    def note(event: AfterModelCallEvent) -> None:
+        seen.append(event.agent.cancel_signal.is_set())
+
+    agent.hooks.add_callback(AfterModelCallEvent, note)
     first, second = stream_async(agent, "count"), stream_async(agent, "count too")
     async with first, second, reading(first) as one, reading(second) as two:
         await one.until_texts(2)
