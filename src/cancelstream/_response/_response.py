@@ -317,8 +317,15 @@ class CancellableStreamedResponse(StreamedResponse):
             await self._pull.close()
             self._settle()
             return
-        with anyio.move_on_after(LEAVE_TIMEOUT, shield=True):
-            await self._pull.close()
+        try:
+            with anyio.move_on_after(LEAVE_TIMEOUT, shield=True):
+                await self._pull.close()
+        finally:
+            # Also where a `task.cancel()` ends the waiting: a shield of anyio's does not keep it out.
+            await self._leave_context(error)
+
+    async def _leave_context(self, error: BaseException | None) -> None:
+        """Leave the request's own context, if there is one, and settle the usage."""
         feed = self._feed
         feed.keep()
         context, feed.context = feed.context, None
