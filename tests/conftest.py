@@ -8,7 +8,7 @@ import gc
 import inspect
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 
 import hypothesis  # noqa: F401 - it looks for referrers as it is imported, which a freeze hides
 import pytest
@@ -56,6 +56,18 @@ def pytest_asyncio_loop_factories(
 
 def pytest_collection_finish() -> None:
     """Keep what the imports made out of every later collection: the tests ask for many, to find what they leaked."""
+    _keep_out_of_collections()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None]:
+    """The same for what the tests of a file have imported."""
+    yield
+    if nextitem is not None and nextitem.path != item.path:
+        _keep_out_of_collections()
+
+
+def _keep_out_of_collections() -> None:
     gc.collect()
     gc.freeze()
 
