@@ -45,6 +45,7 @@ def test_every_cell_of_the_table(state: State, event: Event):
     assert changed is (target is not None)
     assert life.state is (target or state)
     assert life.reason == ("now" if changed else before)
+    assert life.is_cut is (life.state in {State.INTERRUPTED, State.LEFT})
 
 
 def test_the_table_has_a_row_for_every_state_and_nothing_leaves_an_end():

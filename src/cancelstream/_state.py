@@ -103,6 +103,11 @@ class Life:
         return State.LIVE if self._left is None else State.LEFT
 
     @property
+    def is_cut(self) -> bool:
+        """Whether it was stopped, or left before its end."""
+        return self.state in (State.INTERRUPTED, State.LEFT)
+
+    @property
     def reason(self) -> str | None:
         """Why the stream was stopped or left, `None` while it lives and after a whole answer."""
         end = self._end.get("end")

@@ -148,15 +148,7 @@ class CancellableStreamedResponse(StreamedResponse):
     def _opening(
         cls, opener: Opener, *, model: Model, meter: Meter, parameters: ModelRequestParameters, in_run: bool
     ) -> CancellableStreamedResponse:
-        """A response whose request is sent on the first pull; `leave` has to be awaited in the end.
-
-        Args:
-            opener: Makes the request's context.
-            model: The model that is asked.
-            meter: Counts the request and the answer.
-            parameters: The parameters of the request.
-            in_run: Whether an agent's run reads it: only the run knows then why a pull was given up.
-        """
+        """`open_lazily` of this room."""
         response, life = cls.__new__(cls), Life()
         response._begin(life, meter, AgentFeed(life, meter, opener=opener), parameters, in_run=in_run)
         response._model = model
@@ -342,7 +334,7 @@ class CancellableStreamedResponse(StreamedResponse):
     @property
     def cancelled(self) -> bool:
         """Whether the answer was cut: by `cancel()`, or because the stream was left before the answer was whole."""
-        return self._life.state in (State.INTERRUPTED, State.LEFT)
+        return self._life.is_cut
 
     @property
     def _is_whole(self) -> bool:

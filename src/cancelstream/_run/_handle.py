@@ -15,7 +15,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from copy import copy
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 from weakref import WeakMethod
 
 import anyio
@@ -45,9 +45,6 @@ from ._moments import Moment, moment_of
 __all__ = ("RunHandle", "outcome_of", "shut_socket_now")
 
 T = TypeVar("T")
-
-CUT: Final = frozenset({State.INTERRUPTED, State.LEFT})
-"""The states of a run that was stopped before its end."""
 
 
 class Ended(Protocol):
@@ -247,7 +244,7 @@ class RunHandle(ABC):
 
     @property
     def _is_cut(self) -> bool:
-        return self._life.state in CUT
+        return self._life.is_cut
 
     @property
     def cancelled(self) -> bool:

@@ -28,7 +28,7 @@ from .._interrupt import DEADLINE, Interruptible
 from .._state import Event, Life, checked_reason
 from .._upstream.strands import wants_output
 from ._driving import Handler, InContext, limited, run_on
-from ._stages import CUT, Invocation, current, prepare
+from ._stages import Invocation, current, prepare
 
 __all__ = ("AgentRun",)
 
@@ -75,7 +75,7 @@ class AgentRun:
     @property
     def is_cut(self) -> bool:
         """Whether it was stopped before its end."""
-        return self.life.state in CUT
+        return self.life.is_cut
 
     @property
     def is_finished(self) -> bool:

@@ -31,15 +31,12 @@ from strands.types.content import Message
 from strands.types.tools import ToolResult
 
 from .._interrupt import Interrupted, Interruptible
-from .._state import Life, State
+from .._state import Life
 from ._driving import LATE_LIMIT, run_on
 from ._messages import flag, interrupted_result, is_flagged, unanswered
 from ._model_call import ModelCall, TappedModel
 
-__all__ = ("CUT", "Invocation", "current", "prepare")
-
-CUT: Final = frozenset({State.INTERRUPTED, State.LEFT})
-"""The states of a stream that was stopped before its end."""
+__all__ = ("Invocation", "current", "prepare")
 
 
 _FINAL: Final = frozenset({"end_turn", "stop_sequence", "content_filtered", "guardrail_intervened"})
@@ -85,7 +82,7 @@ class Invocation:
     @property
     def is_cut(self) -> bool:
         """Whether it was stopped before its answer was whole."""
-        return self._life.state in CUT
+        return self._life.is_cut
 
     @property
     def _is_ending(self) -> bool:

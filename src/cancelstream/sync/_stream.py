@@ -384,7 +384,7 @@ class CancellableStream(Generic[ChunkT]):
     @property
     def cancelled(self) -> bool:
         """Whether the answer was cut: by `cancel()`, or because the stream was left before the answer was whole."""
-        return self._life.state in (State.INTERRUPTED, State.LEFT)
+        return self._life.is_cut
 
     @property
     def cancel_reason(self) -> str | None:
